@@ -1,0 +1,122 @@
+"""What a protocol's session asks the proxy to do.
+
+A session takes bytes and returns a list of these, carried out in order. They are small classes with slots,
+told apart by type, because several are made for every request.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from l7lb.core.errors import Failure
+from l7lb.core.facts import Facts
+from l7lb.core.record import AccessRecord
+
+
+class Side(IntEnum):
+    """Where bytes come from or go to."""
+
+    CLIENT = 0
+    SERVER = 1
+
+
+class Action:
+    """The root of all actions."""
+
+    __slots__ = ()
+
+
+class ToClient(Action):
+    """Send these bytes to the client."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class ToServer(Action):
+    """Send these bytes to the server that the session holds."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class NeedServer(Action):
+    """Route these facts and get a server; the answer is ``connected``, ``answered`` or ``failed``.
+
+    ``again`` names why the server before was given up, when this is a retry; ``fresh`` refuses an idle
+    connection, for what must not meet a connection that the server is just closing.
+    """
+
+    __slots__ = ("again", "facts", "fresh")
+
+    def __init__(self, facts: Facts, again: Failure | None = None, fresh: bool = False) -> None:
+        self.facts = facts
+        self.again = again
+        self.fresh = fresh
+
+
+class Release(Action):
+    """The session needs its server no longer; the connection is kept for others, or closed."""
+
+    __slots__ = ("reusable",)
+
+    def __init__(self, reusable: bool) -> None:
+        self.reusable = reusable
+
+
+class Blame(Action):
+    """The server made this mistake; counts for passive health. ``None``: it answered well."""
+
+    __slots__ = ("failure",)
+
+    def __init__(self, failure: Failure | None) -> None:
+        self.failure = failure
+
+
+class Splice(Action):
+    """Move the next ``count`` bytes from one side to the other without showing them to the session.
+
+    The proxy calls ``moved`` as it goes on. -1: until the end of the stream.
+    """
+
+    __slots__ = ("count", "source")
+
+    def __init__(self, source: Side, count: int) -> None:
+        self.source = source
+        self.count = count
+
+
+class Tunnel(Action):
+    """From here on both directions are copied until both end; ``idle`` seconds without a byte end it."""
+
+    __slots__ = ("idle",)
+
+    def __init__(self, idle: float) -> None:
+        self.idle = idle
+
+
+class Record(Action):
+    """One access record is complete."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: AccessRecord) -> None:
+        self.record = record
+
+
+class Close(Action):
+    """Close the client's connection once what was sent before has left.
+
+    ``linger`` reads and discards for a moment, so that a client that still sends gets the answer and not a
+    reset; ``abort`` resets at once, so that a truncated answer can't pass for a whole one.
+    """
+
+    __slots__ = ("abort", "linger")
+
+    def __init__(self, linger: bool = False, abort: bool = False) -> None:
+        self.linger = linger
+        self.abort = abort

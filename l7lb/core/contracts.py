@@ -1,0 +1,202 @@
+"""The interfaces at which the parts of l7lb meet.
+
+The proxy knows protocols, balancers and persistence only through these; each side is tested alone against them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from l7lb.core.actions import Action, Side
+from l7lb.core.errors import Failure
+from l7lb.core.facts import Facts
+from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.snapshot import Address, Balance, Listener, Redirect, Respond, Route
+
+
+class Choice:
+    """The router's answer: the rule that matched, the pool it leads to (None: it answers itself).
+
+    ``captures`` holds what each ``*`` of the matched path glob stood for, for templates.
+    """
+
+    __slots__ = ("captures", "pool", "route")
+
+    def __init__(self, route: Route, pool: str | None, captures: tuple[bytes, ...] = ()) -> None:
+        self.route = route
+        self.pool = pool
+        self.captures = captures
+
+    @property
+    def answer(self) -> Respond | Redirect | None:
+        """What to answer, where the rule answers itself."""
+        action = self.route.action
+        return action if isinstance(action, (Respond, Redirect)) else None
+
+
+class Assignment:
+    """A server's connection that the session holds until it releases it."""
+
+    __slots__ = ("attempt", "choice", "connect_time", "pool", "queue_time", "reused", "server", "set_cookie", "sticky")
+
+    def __init__(self, choice: Choice, pool: PoolState, server: ServerState) -> None:
+        self.choice = choice
+        self.pool = pool
+        self.server = server
+        self.reused = False  # an idle connection, which the server may just be closing
+        self.attempt = 0  # 0 for the first
+        self.sticky = ""  # the persistence key that chose the server
+        self.set_cookie = b""  # a Set-Cookie value that the answer must carry
+        self.queue_time = 0.0
+        self.connect_time = 0.0
+
+
+class Session(Protocol):
+    """One client's connection, sans-io: bytes, events and ``now`` in, actions out.
+
+    The proxy reads ``deadline`` (monotonic seconds, 0.0: none) and ``wants_client``/``wants_server`` (whether
+    it should go on reading from that side) after every call. Any split of the bytes gives the same actions.
+    """
+
+    deadline: float
+    wants_client: bool
+    wants_server: bool
+
+    def start(self, now: float) -> list[Action]:
+        """The client has connected."""
+        ...
+
+    def received(self, side: Side, data: bytes, now: float) -> list[Action]:
+        """Bytes have come from that side."""
+        ...
+
+    def ended(self, side: Side, now: float, error: bool) -> list[Action]:
+        """That side will send nothing more; ``error``: the connection is gone as well (a reset)."""
+        ...
+
+    def connected(self, assignment: Assignment, now: float) -> list[Action]:
+        """A server's connection answers NeedServer."""
+        ...
+
+    def answered(self, choice: Choice, now: float) -> list[Action]:
+        """The route that NeedServer asked for answers itself."""
+        ...
+
+    def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
+        """NeedServer has no good answer."""
+        ...
+
+    def moved(self, side: Side, count: int, now: float) -> list[Action]:
+        """The proxy moved so many bytes from ``side`` for a Splice or a Tunnel."""
+        ...
+
+    def expired(self, now: float) -> list[Action]:
+        """``deadline`` has come."""
+        ...
+
+    def draining(self, now: float) -> list[Action]:
+        """The node is ending: finish what is in progress and begin nothing new."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What `l7lb sessions` shows of it beyond its addresses."""
+        ...
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a client's connection comes from and arrived; for a unix socket the addresses are ``unix:``."""
+
+    client: str
+    client_port: int
+    local: str
+    local_port: int
+    tls: bool = False
+
+
+# Makes the session of one client's connection. Made once for each listener and snapshot, called per connection.
+SessionFactory = Callable[[Peer, float], Session]
+
+
+@dataclass(frozen=True)
+class ProtocolSpec:
+    """What a protocol's folder offers: named in ``l7lb.protocols.PROTOCOLS``, or by an entry point.
+
+    ``sessions`` makes a listener's session factory from its compiled form. ``probe`` names the module and
+    function of the health check as ``module:function``; it is loaded by the supervisor only, since a worker
+    must not import what checks need.
+    """
+
+    name: str
+    sessions: Callable[[Listener, str], SessionFactory]  # the listener, the node's name
+    probe: str
+
+
+class Probe(Protocol):
+    """A health check: returns what an operator may read, or raises ProbeFailed. The caller limits its time."""
+
+    async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str: ...
+
+
+class Balancer(ABC):
+    """One way to choose among a pool's servers; made anew when the list of servers changes.
+
+    It sees the states and must cope with health, weights and counts changing under it; ``changed`` tells it
+    that health, weights or operator states did.
+    """
+
+    def __init__(self, pool: PoolState, settings: Balance, seed: int = 0) -> None:
+        self.pool = pool
+        self.settings = settings
+        self.seed = seed
+
+    @abstractmethod
+    def choose(self, facts: Facts, now: float, without: Collection[ServerState] = ()) -> ServerState | None:
+        """The server for these facts, not one of ``without``; None where none is open.
+
+        Servers at their connection limit are passed over unless all open ones are; the caller queues then.
+        """
+
+    def changed(self, now: float) -> None:
+        """Health, weight or an operator's state of some server has changed."""
+
+    def taken(self, server: ServerState) -> None:
+        """``server.active`` has grown by one."""
+
+    def released(self, server: ServerState, latency: float) -> None:
+        """``server.active`` has shrunk by one; ``latency`` in seconds to its answer, negative if it gave none."""
+
+
+class Stickiness(ABC):
+    """A pool's persistence keys in their order, in one worker."""
+
+    @abstractmethod
+    def find(self, facts: Facts, now: float) -> tuple[str, str] | None:
+        """The server's name and the kind of key that says so; None for a new user."""
+
+    @abstractmethod
+    def chosen(self, facts: Facts, server: str, now: float) -> bytes:
+        """This server got the request: remember it. Returns a Set-Cookie value, or nothing to set."""
+
+    @abstractmethod
+    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
+        """The server's answer set these cookies (learned cookies are taken from them)."""
+
+    @property
+    @abstractmethod
+    def learns(self) -> bool:
+        """Whether ``answered`` wants to be called."""
+
+
+@dataclass
+class Explanation:
+    """One line of `l7lb explain`: a rule, whether it matched, and why."""
+
+    where: str
+    number: int
+    matched: bool
+    why: str
+    details: list[str] = field(default_factory=list)

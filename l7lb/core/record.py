@@ -1,0 +1,41 @@
+"""The one access record that every request or session leaves behind."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class AccessRecord(msgspec.Struct, omit_defaults=True):
+    """What an operator reads of one request. Times are milliseconds, -1 where the step was not reached.
+
+    ``ended`` says who ended it and where: ``ok``, or a failure's label and the phase it happened in, such as
+    ``server-timeout@response-header``. The phases are request-header, request-body, queue, connect,
+    response-header, response-body, tunnel.
+    """
+
+    time: str  # RFC 3339, UTC
+    listener: str
+    protocol: str
+    client: str
+    request_id: str = ""
+    method: str = ""
+    scheme: str = ""
+    host: str = ""
+    path: str = ""
+    version: str = ""
+    status: int = 0
+    route: int = 0
+    pool: str = ""
+    server: str = ""
+    sticky: str = ""  # which persistence key chose the server, or "" where the balancer did
+    retries: int = 0
+    ended: str = "ok"
+    received: int = 0  # bytes from the client
+    sent: int = 0  # bytes to the client
+    request_ms: float = -1.0  # first byte of the request to its end of header
+    queue_ms: float = -1.0
+    connect_ms: float = -1.0
+    response_ms: float = -1.0  # request sent to the response's header
+    total_ms: float = -1.0
+    user_agent: str = ""
+    referer: str = ""

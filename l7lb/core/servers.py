@@ -1,0 +1,91 @@
+"""The state of servers as one worker sees it: what the snapshot doesn't hold because it changes by the second.
+
+One :class:`ServerState` lives as long as its server is configured, through reloads, so that health, counts and
+idle connections carry over. The supervisor decides health; the worker counts.
+"""
+
+from __future__ import annotations
+
+from l7lb.core.snapshot import Pool, Server
+
+
+class ServerState:
+    """A server in one worker.
+
+    ``active`` is what this worker has in progress, ``others`` what the node's other workers had when it last
+    looked. ``latency`` is a moving average in seconds, 0.0 before the first answer. ``up_since`` is the
+    monotonic time from which slow start counts; 0.0: it was up from the start.
+    """
+
+    __slots__ = (
+        "active",
+        "config",
+        "ejected",
+        "healthy",
+        "idle",
+        "latency",
+        "name",
+        "others",
+        "pool",
+        "slot",
+        "up_since",
+        "waiting",
+    )
+
+    def __init__(self, pool: str, config: Server) -> None:
+        self.pool = pool
+        self.config = config
+        self.name = config.name
+        self.slot = config.slot
+        self.healthy = True
+        self.ejected = False
+        self.up_since = 0.0
+        self.active = 0
+        self.others = 0
+        self.latency = 0.0
+        self.idle: list[object] = []  # the proxy's idle connections, newest last
+        self.waiting = 0  # requests queued for exactly this server
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be used at all: healthy and not disabled. Sticky users may still go to it."""
+        return self.healthy and self.config.state != "disabled"
+
+    @property
+    def open(self) -> bool:
+        """Whether new users may be sent to it: alive, not draining, not ejected, and of some weight."""
+        return self.healthy and not self.ejected and self.config.state == "enabled" and self.config.weight > 0
+
+    @property
+    def load(self) -> int:
+        """Requests or sessions in progress, the node's other workers included."""
+        return self.active + self.others
+
+    @property
+    def full(self) -> bool:
+        """Whether its connection limit is reached."""
+        limit = self.config.max_connections
+        return limit > 0 and self.active + self.others >= limit
+
+    def weight(self, now: float, slow_start: float) -> float:
+        """The weight that counts now: a server that came back grows to its own over ``slow_start`` seconds.
+
+        It begins at a tenth, so that it is tried at all.
+        """
+        weight = float(self.config.weight)
+        if slow_start <= 0.0 or self.up_since <= 0.0:
+            return weight
+        age = now - self.up_since
+        return weight if age >= slow_start else weight * max(0.1, age / slow_start)
+
+
+class PoolState:
+    """A pool in one worker: its compiled configuration and its servers' states, in the configuration's order."""
+
+    __slots__ = ("by_name", "config", "name", "servers")
+
+    def __init__(self, config: Pool, servers: list[ServerState]) -> None:
+        self.name = config.name
+        self.config = config
+        self.servers = servers
+        self.by_name = {server.name: server for server in servers}

@@ -1,0 +1,288 @@
+"""The compiled configuration: immutable, complete, and free of the configuration library.
+
+The supervisor compiles it, sends it to the workers as MessagePack, and a reload swaps one reference. All times
+are seconds, all sizes bytes, all names resolved. ``number`` and ``where`` let `explain` and error pages name a
+rule as the operator wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to listen or connect: an IP address and port, a host name and port, or a unix socket's path."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class FactName(msgspec.Struct, frozen=True):
+    """The name of a fact: its kind (``source``, ``path``, ``header`` ...) and, where the kind needs it, a name."""
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}" if self.name else self.kind
+
+
+# --- routes ---------------------------------------------------------------------------------------------------
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule's conditions. All that are set must hold; each is a tuple of which any one suffices.
+
+    ``host``, ``path`` and the values are globs (``*`` matches any run of characters); ``source`` holds networks;
+    ``not_`` must not match.
+    """
+
+    host: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    path_regex: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
+    header: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cookie: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    query: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    source: tuple[str, ...] = ()
+    not_: Match | None = None
+
+
+class ToPool(msgspec.Struct, frozen=True, tag="pool"):
+    """Send it to a server of this pool."""
+
+    pool: str
+
+
+class ToSplit(msgspec.Struct, frozen=True, tag="split"):
+    """Send it to one of several pools, by weight."""
+
+    shares: tuple[tuple[str, int], ...]
+
+
+class Respond(msgspec.Struct, frozen=True, tag="respond"):
+    """Answer here."""
+
+    status: int
+    body: str = ""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Redirect(msgspec.Struct, frozen=True, tag="redirect"):
+    """Answer with a redirection; ``location`` is a template (``{host}``, ``{path}``, ``{path.1}`` ...)."""
+
+    location: str
+    status: int = 302
+
+
+class Rewrite(msgspec.Struct, frozen=True):
+    """What the server gets in place of the client's path or host; templates."""
+
+    path: str = ""
+    host: str = ""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule: when it matches, what happens. Numbers count from 1 in a listener."""
+
+    number: int
+    where: str
+    match: Match | None
+    action: ToPool | ToSplit | Respond | Redirect
+    rewrite: Rewrite | None = None
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+    set_response_headers: tuple[tuple[str, str], ...] = ()
+    remove_response_headers: tuple[str, ...] = ()
+
+
+# --- listeners ------------------------------------------------------------------------------------------------
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """A place where clients come in.
+
+    ``settings`` belongs to the protocol, which converts it to its own type; ``slot`` is the listener's row in
+    the shared counts.
+    """
+
+    name: str
+    protocol: str
+    bind: tuple[Address, ...]
+    routes: tuple[Route, ...]
+    connections: int = 20_000
+    backlog: int = 4096
+    exact_case: bool = False  # whether path globs tell upper from lower case
+    settings: dict[str, Any] = {}
+    slot: int = 0
+
+
+# --- pools ----------------------------------------------------------------------------------------------------
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """One server: its name is unique in the pool, ``slot`` is its row in the shared counts.
+
+    ``weight`` and ``state`` are the configuration's or, after an operator changed them, the operator's:
+    ``enabled``, ``draining`` (keeps the users it has) or ``disabled``.
+    """
+
+    name: str
+    address: Address
+    weight: int = 1
+    max_connections: int = 0  # 0: no limit
+    backup: bool = False
+    state: str = "enabled"
+    slot: int = 0
+    origin: str = ""  # the configuration's name, where DNS made several servers of one
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """The algorithm's name in the configuration, and its settings. ``bounded_load`` 0: no bound."""
+
+    algorithm: str = "round-robin"
+    hash_on: FactName | None = None
+    bounded_load: float = 0.0
+
+
+class InsertedCookie(msgspec.Struct, frozen=True, tag="cookie"):
+    """l7lb sets a cookie that names the server. ``max_age`` 0: for the browser's session."""
+
+    name: str
+    max_age: float = 0.0
+    http_only: bool = True
+    same_site: str = "lax"
+    path: str = "/"
+    domain: str = ""
+    secure: str = "auto"  # auto: where the client came over TLS; always; never
+    key: str = ""  # hex; keys the opaque value, so that it can't be guessed from a server's name
+
+
+class LearnedCookie(msgspec.Struct, frozen=True, tag="application_cookie"):
+    """The application sets the cookie; l7lb learns which server did. ``expire`` counts from the last use."""
+
+    name: str
+    expire: float = 1800.0
+
+
+class HeaderKey(msgspec.Struct, frozen=True, tag="header"):
+    """A request header's value keeps its server."""
+
+    name: str
+    expire: float = 1800.0
+
+
+class SourceKey(msgspec.Struct, frozen=True, tag="source"):
+    """The client's address keeps its server; prefixes group neighbours."""
+
+    expire: float = 1800.0
+    prefix4: int = 32
+    prefix6: int = 64
+
+
+PersistenceKey = InsertedCookie | LearnedCookie | HeaderKey | SourceKey
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Active checks of a pool's servers. ``kind``: ``http``, ``tcp``, ``ping`` or ``protocol``."""
+
+    kind: str
+    interval: float = 2.0
+    timeout: float = 1.0
+    rise: int = 2
+    fall: int = 3
+    settings: dict[str, Any] = {}
+    protocol: str = ""  # for ``protocol``: whose probe
+    port: int = 0  # 0: the server's own
+
+
+class Outliers(msgspec.Struct, frozen=True):
+    """Passive checks: a server with so many errors in a row is out for a while."""
+
+    consecutive_errors: int = 5
+    eject_for: float = 10.0
+    max_ejected: float = 0.5
+
+
+class Retries(msgspec.Struct, frozen=True):
+    """``attempts`` beyond the first; ``when`` names what may be tried again, ``statuses`` the answers."""
+
+    attempts: int = 1
+    when: frozenset[str] = frozenset({"connect-failure"})
+    statuses: frozenset[int] = frozenset()
+
+
+class PoolTimeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds. ``response_body`` is between two reads, ``idle`` for a kept connection without work."""
+
+    connect: float = 5.0
+    queue: float = 5.0
+    response_header: float = 60.0
+    response_body: float = 60.0
+    idle: float = 60.0
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """Servers that can stand in for one another."""
+
+    name: str
+    servers: tuple[Server, ...]
+    balance: Balance = Balance()
+    persistence: tuple[PersistenceKey, ...] = ()
+    health: Health | None = None
+    outliers: Outliers | None = None
+    retries: Retries = Retries()
+    timeouts: PoolTimeouts = PoolTimeouts()
+    queue: int = 1000
+    slow_start: float = 0.0
+    idle_connections: int = 64  # kept open without work, for each server and worker
+    slot: int = 0
+
+
+# --- the whole ------------------------------------------------------------------------------------------------
+
+
+class AccessLog(msgspec.Struct, frozen=True):
+    """``path`` ``-`` is standard output; ``format`` is ``json`` or a format string."""
+
+    path: str
+    format: str = "json"
+
+
+class Tables(msgspec.Struct, frozen=True):
+    """Limits of the sticky tables: entries of one table."""
+
+    size: int = 1_000_000
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration of a node. ``version`` grows with every change that workers get."""
+
+    node: str
+    version: int
+    listeners: tuple[Listener, ...]
+    pools: tuple[Pool, ...]
+    workers: int = 1
+    access_log: AccessLog | None = None
+    tables: Tables = Tables()
+    drain: float = 30.0  # seconds that established connections get at the end
+    file: str = ""
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The snapshot as MessagePack."""
+    return msgspec.msgpack.encode(snapshot)
+
+
+def decode(data: bytes) -> Snapshot:
+    """The reverse of :func:`encode`; raises msgspec.ValidationError."""
+    return msgspec.msgpack.decode(data, type=Snapshot)
