@@ -1,8 +1,8 @@
 """What the supervisor and its workers tell one another, over a unix stream socket.
 
 Each message is MessagePack behind its length in four bytes, big end first. The worker connects and says
-:class:`Hello`; the supervisor answers with :class:`Configure`, then everything it knows of servers' health. A worker that
-loses its supervisor goes on with what it knows and connects again.
+:class:`Hello`; the supervisor answers with :class:`Configure`, then everything it knows of servers' health. A worker
+that loses its supervisor goes on with what it knows and connects again.
 """
 
 from __future__ import annotations
