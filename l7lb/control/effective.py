@@ -1,0 +1,104 @@
+"""From the configuration and what happened since to the snapshot that workers get: a function without state.
+
+What can change a pool's servers after the configuration was compiled: an operator added or removed one, changed a
+weight or a state; a host name stands for other addresses. All of that is applied here, in that order, so that what
+a worker runs can always be computed again from its causes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from l7lb.control.overrides import Overrides
+from l7lb.core.snapshot import Address, Pool, Server, Snapshot
+
+Key = tuple[str, str]  # the pool's name, the server's
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a host name stands for now; ``why`` says what is wrong, if something is."""
+
+    addresses: tuple[str, ...] = ()
+    why: str = ""
+
+
+UNRESOLVED = Answer(why="its name is not resolved yet")
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A server that is configured and can't be used, since its name has no address."""
+
+    pool: str
+    server: Server
+    why: str
+
+
+def is_host_name(address: Address) -> bool:
+    """Whether the address has to be looked up."""
+    if address.path:
+        return False
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        return True
+    return False
+
+
+def declared(pool: Pool, overrides: Overrides) -> list[Server]:
+    """The pool's servers before names are looked up: the file's without the removed ones, then the added ones."""
+    removed = overrides.removed.get(pool.name, {})
+    names = {server.name for server in pool.servers}
+    kept = [server for server in pool.servers if server.name not in removed]
+    return kept + [server for server in overrides.added.get(pool.name, ()) if server.name not in names]
+
+
+def compose(configured: Snapshot, overrides: Overrides, answers: Mapping[Key, Answer]) -> tuple[Snapshot, list[Absent]]:
+    """The snapshot without slots and version, and the servers that have no address."""
+    pools: list[Pool] = []
+    absent: list[Absent] = []
+    for pool in configured.pools:
+        servers: list[Server] = []
+        for server in declared(pool, overrides):
+            if not is_host_name(server.address):
+                servers.append(_overridden(pool.name, server, overrides))
+                continue
+            answer = answers.get((pool.name, server.name), UNRESOLVED)
+            if not answer.addresses:
+                absent.append(
+                    Absent(pool.name, _overridden(pool.name, server, overrides), answer.why or UNRESOLVED.why)
+                )
+            servers.extend(_overridden(pool.name, one, overrides) for one in _addresses(server, answer.addresses))
+        pools.append(msgspec.structs.replace(pool, servers=tuple(servers)))
+    return msgspec.structs.replace(configured, pools=tuple(pools)), absent
+
+
+def _addresses(server: Server, addresses: tuple[str, ...]) -> list[Server]:
+    """One server for each address. The name always has the address in it, so that a second one renames nobody."""
+    return [
+        msgspec.structs.replace(
+            server,
+            name=f"{server.name}@{address}",
+            address=Address(host=address, port=server.address.port),
+            origin=server.name,
+        )
+        for address in addresses
+    ]
+
+
+def _overridden(pool: str, server: Server, overrides: Overrides) -> Server:
+    """With the operator's state and weight: those of this very address before those of its name."""
+    state, weight = server.state, server.weight
+    for name in (server.origin, server.name):
+        override = overrides.of(pool, name) if name else None
+        if override is not None:
+            state = override.state or state
+            weight = override.weight if override.weight >= 0 else weight
+    if state == server.state and weight == server.weight:
+        return server
+    return msgspec.structs.replace(server, state=state, weight=weight)
