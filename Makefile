@@ -1,0 +1,80 @@
+# Each target makes what it needs first: Debian packages where it runs as root, and .venv from the hashed lock.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+BIN := .venv/bin
+REPORTS := build/reports
+PYTEST := $(BIN)/python -m pytest -rs
+SEEDS ?= 2000
+
+# command=package: the package is installed where the command is missing.
+BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
+REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
+	ping=iputils-ping ps=procps strace=strace taskset=util-linux
+
+.PHONY: help demo test lint unit scenario serial bench soak fuzz lock wheel environment packages clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+demo: environment ## servers, the load balancer and clients; shows what goes where, and a server's death
+	@$(BIN)/l7lb demo
+
+test: packages environment ## everything that must pass, fastest first, in some minutes
+	@rm -rf $(REPORTS)
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory scenario
+	@$(MAKE) --no-print-directory serial
+	@$(BIN)/python .ci/summary.py $(REPORTS)
+
+lint: environment ## style, types, and the direction of imports
+	@echo "== lint and types"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n 3
+
+unit: environment ## machines and units
+	@echo "== units"
+	@$(PYTEST) -m "not scenario and not serial and not slow" --junit-xml=$(REPORTS)/unit.xml
+
+scenario: packages environment ## real servers and clients
+	@echo "== scenarios"
+	@$(PYTEST) -m "scenario and not serial and not slow" --junit-xml=$(REPORTS)/scenario.xml
+
+serial: packages environment ## what measures time, alone
+	@echo "== serial"
+	@$(PYTEST) -m "serial and not slow" --junit-xml=$(REPORTS)/serial.xml || [[ $$? -eq 5 ]]
+
+bench: packages environment ## side by side with HAProxy and nginx; exits 1 beyond a limit
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+soak: packages environment ## the long runs: scenarios marked slow, and the fuzzers for longer
+	@L7LB_FUZZ_SEEDS=$(SEEDS) $(PYTEST) --timeout 3600 -m slow
+	@$(MAKE) --no-print-directory fuzz
+
+fuzz: environment ## the parsers against many seeds (SEEDS=2000)
+	@L7LB_FUZZ_SEEDS=$(SEEDS) $(PYTEST) --timeout 3600 tests/fuzz
+
+lock: ## requirements/*.txt anew from pyproject.toml (needs uv)
+	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	@compile() { uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" "$$@"; }; \
+		compile $(LOCK) pyproject.toml -o requirements/runtime.txt; \
+		compile $(LOCK) --extra test -c requirements/runtime.txt pyproject.toml requirements/build.in -o requirements/test.txt
+
+wheel: environment ## the package, in dist/
+	@$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+environment:
+	@.ci/packages $(BASE_PACKAGES)
+	@.ci/environment
+
+packages:
+	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES)
+
+clean: ## what these targets made in this folder
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
