@@ -23,6 +23,7 @@ Key = tuple[str, str]  # the pool's name, the server's
 class Answer:
     """What a host name stands for now; ``why`` says what is wrong, if something is."""
 
+    name: str = ""
     addresses: tuple[str, ...] = ()
     why: str = ""
 
@@ -69,6 +70,8 @@ def compose(configured: Snapshot, overrides: Overrides, answers: Mapping[Key, An
                 servers.append(_overridden(pool.name, server, overrides))
                 continue
             answer = answers.get((pool.name, server.name), UNRESOLVED)
+            if answer.name != server.address.host:
+                answer = UNRESOLVED
             if not answer.addresses:
                 absent.append(
                     Absent(pool.name, _overridden(pool.name, server, overrides), answer.why or UNRESOLVED.why)

@@ -163,7 +163,7 @@ class NodeState:
                 key = pool.name, server.origin
                 if key in names:
                     known = self._answers.get(key, UNRESOLVED).addresses
-                    self._answers[key] = Answer((*known, server.address.host))
+                    self._answers[key] = Answer(names[key], (*known, server.address.host))
         self._effective = self._composed(snapshot.version)
         if self._effective != snapshot:
             self._effective = msgspec.structs.replace(self._effective, version=snapshot.version + 1)
@@ -210,7 +210,7 @@ class NodeState:
         }
 
     def answer(self, pool: str, server: str) -> Answer:
-        """What a server's host name stands for."""
+        """What a server's host name was last said to stand for."""
         return self._answers.get((pool, server), UNRESOLVED)
 
     def verdict(self, pool: str, server: str) -> Verdict | None:
@@ -279,17 +279,25 @@ class NodeState:
         self._tell(False, [key])
 
     def set_answer(self, pool: str, server: str, answer: Answer) -> bool:
-        """What a server's host name stands for; without addresses the last ones stay, with the new ``why``.
+        """What a server's host name stands for now; without addresses the last ones stay, with the new ``why``.
 
         Returns whether its addresses have changed.
         """
         key = pool, server
-        before = self._answers.get(key, UNRESOLVED)
-        self._answers[key] = answer if answer.addresses else Answer(before.addresses, answer.why)
+        before = self.answer(pool, server)
+        kept = answer.addresses or (before.addresses if before.name == answer.name else ())
+        self._answers[key] = Answer(answer.name, kept, answer.why)
+        if not kept:
+            self.absent = [
+                Absent(one.pool, one.server, answer.why) if (one.pool, one.server.name) == key else one
+                for one in self.absent
+            ]
+        if kept == before.addresses and answer.name == before.name:
+            return False
         try:
             return self.changed()
         except NoRowLeft as error:
-            self._answers[key] = Answer(before.addresses, str(error))
+            self._answers[key] = Answer(answer.name, before.addresses, str(error))
             return False
 
     # --- for the operator's verbs ---------------------------------------------------------------------------------

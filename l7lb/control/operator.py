@@ -201,6 +201,8 @@ class Operator:
             reasons.append(verdict.why)
         elif pool.health is not None:
             reasons.append("never checked yet")
+        if server.origin:
+            reasons.append(node.answer(pool.name, server.origin).why)
         if server.state == "disabled":
             state = "disabled"
         elif not node.healthy(*key) or ejection is not None:

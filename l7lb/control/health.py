@@ -1,0 +1,190 @@
+"""Active health checks: one task a server, once for the whole node.
+
+Each task checks its server, feeds the result to :class:`RiseFall`, tells NodeState what it means and sleeps. The first
+check comes at once; the first pause is random, so that servers that were configured together are not asked together
+for ever, and later ones vary by a tenth. At most ``concurrency`` checks run at a time, and a check's time starts when
+its turn has come: a node with too much to check becomes slow to notice, but never takes a healthy server out because
+it was busy itself.
+
+A reload keeps the tasks, and with them the streaks, of servers whose address and checks stayed the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from l7lb.control import probes
+from l7lb.control.effective import Key
+from l7lb.control.node import Change, NodeState
+from l7lb.control.probes import HttpProbe, ProbeUnavailable
+from l7lb.control.rise_fall import RiseFall
+from l7lb.core.contracts import Probe, ProtocolSpec
+from l7lb.core.errors import ProbeFailed
+from l7lb.core.snapshot import Address, Health
+
+CONCURRENCY = 200  # checks at a time
+BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, of the duration histogram
+
+log = structlog.get_logger("l7lb.health")
+
+
+@dataclass
+class CheckCounts:
+    """What a pool's checks came to; kept for as long as the pool is checked. ``buckets`` are not cumulative."""
+
+    good: int = 0
+    bad: int = 0
+    unavailable: int = 0
+    seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+
+    def add(self, seconds: float) -> None:
+        """One check took so long."""
+        self.seconds += seconds
+        place = next((place for place, limit in enumerate(BUCKETS) if seconds <= limit), len(BUCKETS))
+        self.buckets[place] += 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """One server to be checked; equal targets keep their task over a reload."""
+
+    pool: str
+    server: str
+    address: Address
+    health: Health
+
+
+class HealthMonitor:
+    """See the module. ``choose`` finds the probe; by default those of :mod:`l7lb.control.probes`."""
+
+    def __init__(
+        self,
+        node: NodeState,
+        protocols: Mapping[str, ProtocolSpec],
+        concurrency: int = CONCURRENCY,
+        rng: random.Random | None = None,
+        choose: Callable[[Health], Probe] | None = None,
+    ) -> None:
+        self.counts: dict[str, CheckCounts] = {}
+        self._node = node
+        self._http = HttpProbe()
+        self._choose = choose or probes.chooser(protocols, self._http)
+        self._random = rng or random.Random()
+        self._turns = asyncio.Semaphore(concurrency)
+        self._tasks: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._running = False
+        self._said_unavailable: set[str] = set()
+        node.subscribe(self._changed)
+
+    async def start(self) -> None:
+        """Begin to check."""
+        self._running = True
+        self._reconcile()
+
+    async def stop(self) -> None:
+        """End all checks."""
+        self._running = False
+        for key in list(self._tasks):
+            self._end(key)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._http.close()
+
+    def _changed(self, change: Change) -> None:
+        if change.snapshot and self._running:
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Start and end tasks so that exactly the servers in force are checked."""
+        wanted: dict[Key, Target] = {}
+        for pool in self._node.effective().pools:
+            if pool.health is not None:
+                self.counts.setdefault(pool.name, CheckCounts())
+                for server in pool.servers:
+                    wanted[pool.name, server.name] = Target(pool.name, server.name, server.address, pool.health)
+        checked = {pool for pool, _ in wanted}
+        self.counts = {pool: counts for pool, counts in self.counts.items() if pool in checked}
+        for key, (target, _) in list(self._tasks.items()):
+            if wanted.get(key) != target:
+                self._end(key)
+        for key, target in wanted.items():
+            if key not in self._tasks:
+                self._tasks[key] = target, asyncio.create_task(self._watch(target), name=f"check {'/'.join(key)}")
+
+    def _end(self, key: Key) -> None:
+        _, task = self._tasks.pop(key)
+        task.cancel()
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _watch(self, target: Target) -> None:
+        known = self._node.verdict(target.pool, target.server)
+        streak = RiseFall(target.health.rise, target.health.fall, known.healthy if known is not None else None)
+        interval = target.health.interval
+        pause = interval * self._random.uniform(0.25, 1.0)
+        while True:
+            began = time.monotonic()
+            await self._check(target, streak)
+            await asyncio.sleep(max(pause - (time.monotonic() - began), interval * 0.05))
+            pause = interval * self._random.uniform(0.9, 1.1)
+
+    async def _check(self, target: Target, streak: RiseFall) -> None:
+        health = target.health
+        counts = self.counts[target.pool]
+        async with self._turns:
+            began = time.monotonic()
+            try:
+                probe = self._choose(health)
+                async with asyncio.timeout(health.timeout):
+                    reason = await probe(probes.target(target.address, health), health.settings, health.timeout)
+                good = True
+                if health.kind != "ping":
+                    reason = f"{reason} in {(time.monotonic() - began) * 1000:.0f} ms"
+            except ProbeUnavailable as problem:
+                counts.unavailable += 1
+                self._unavailable(target, str(problem))
+                return
+            except ProbeFailed as problem:
+                good, reason = False, str(problem)
+            except TimeoutError:
+                good, reason = False, probes.describe_timeout(health.timeout)
+            except Exception as error:
+                log.exception(f"{target.pool}/{target.server}: its check is broken", check=health.kind)
+                good, reason = False, f"the check is broken: {type(error).__name__}"
+            counts.add(time.monotonic() - began)
+        if good:
+            counts.good += 1
+        else:
+            counts.bad += 1
+        streak.feed(good)
+        self._verdict(target, bool(streak.healthy), streak.words(reason))
+
+    def _verdict(self, target: Target, healthy: bool, why: str) -> None:
+        if not self._node.set_health(target.pool, target.server, healthy, why):
+            return
+        servers = next((pool.servers for pool in self._node.effective().pools if pool.name == target.pool), ())
+        left = sum(self._node.is_open(target.pool, server) for server in servers)
+        say = log.info if healthy else log.warning
+        say(
+            f"{target.pool}/{target.server} is {'up' if healthy else 'down'}: {why}",
+            pool=target.pool,
+            server=target.server,
+            open_servers=left,
+        )
+        if not left and not healthy:
+            log.error(f"pool {target.pool} has no server left", pool=target.pool)
+
+    def _unavailable(self, target: Target, why: str) -> None:
+        """The check can't be made: what was known of the server stays."""
+        healthy = self._node.healthy(target.pool, target.server)
+        self._node.set_health(target.pool, target.server, healthy, why)
+        if target.pool not in self._said_unavailable:
+            self._said_unavailable.add(target.pool)
+            log.warning(f"pool {target.pool}: {why}", pool=target.pool)

@@ -1,0 +1,256 @@
+"""The checks themselves: one connection, one question, one answer in words.
+
+A probe returns what an operator may read of a good answer and raises ProbeFailed with the reason for a bad one. What
+is this node's own fault (no file descriptors, no right to send ICMP) is :class:`ProbeUnavailable`: it says nothing
+about the server, and changes nothing about it. The caller limits the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import hdrs
+from yarl import URL
+
+from l7lb import __version__
+from l7lb.core.contracts import Probe, ProtocolSpec
+from l7lb.core.errors import ProbeFailed
+from l7lb.core.snapshot import Address, Health
+from l7lb.core.unixpath import short_path
+
+BODY = 64 * 1024  # bytes of an answer that are looked at
+HEADER = 32 * 1024  # bytes of one line of an answer's header
+
+_OWN_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EPERM}
+_REASONS = {
+    errno.ECONNREFUSED: "connect refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EPIPE: "connection reset",
+    errno.EHOSTUNREACH: "no route to host",
+    errno.ENETUNREACH: "network unreachable",
+    errno.ETIMEDOUT: "connect timed out",
+    errno.ENOENT: "no such socket",
+    errno.EACCES: "no permission to connect",
+}
+
+
+class ProbeUnavailable(ProbeFailed):
+    """This node can't make the check at all; says nothing about the server."""
+
+
+def failed(error: OSError) -> ProbeFailed:
+    """What a system call's error means for a check."""
+    reason = _REASONS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+    if error.errno in _OWN_FAULT:
+        return ProbeUnavailable(f"not checked: {reason}")
+    return ProbeFailed(reason)
+
+
+# --- tcp ----------------------------------------------------------------------------------------------------------
+
+
+async def connect(address: Address, settings: dict[str, Any], timeout: float) -> str:  # noqa: ARG001
+    """Whether a TCP connection, or one to a unix socket, is accepted."""
+    loop = asyncio.get_running_loop()
+    try:
+        if address.path:
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            with socket.socket(socket.AF_UNIX, kind) as stream, short_path(address.path) as path:
+                await loop.sock_connect(stream, path)
+        else:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as stream:
+                await loop.sock_connect(stream, (address.host, address.port))
+    except OSError as error:
+        raise failed(error) from None
+    return "connected"
+
+
+# --- http ---------------------------------------------------------------------------------------------------------
+
+
+def status_ranges(expect: object) -> list[tuple[int, int]]:
+    """``200-299``, ``200``, or a list of these, or of pairs, as ranges. Raises ValueError."""
+    if isinstance(expect, int):
+        return [(expect, expect)]
+    if isinstance(expect, str):
+        ranges = []
+        for part in expect.split(","):
+            low, dash, high = part.strip().partition("-")
+            ranges.append((int(low), int(high if dash else low)))
+        return ranges
+    if isinstance(expect, (list, tuple)):
+        if len(expect) == 2 and all(isinstance(item, int) for item in expect) and expect[0] < expect[1]:
+            return [(expect[0], expect[1])]
+        return [found for item in expect for found in status_ranges(item)]
+    raise ValueError(f"{expect!r} is not a range of statuses")
+
+
+class HttpProbe:
+    """GET (or another method), a status in the expected ranges, perhaps a text in the body.
+
+    Settings: ``path``, ``expect`` (200-399), ``method``, ``host``, ``headers``, ``body``: a text that the answer must
+    hold. Every check has a connection of its own, redirections are answers like others.
+    """
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str:
+        """Make one check."""
+        try:
+            if not address.path:
+                return await self._ask(self._shared(), address, settings)
+            with short_path(address.path) as path:
+                async with _client(aiohttp.UnixConnector(path, force_close=True)) as session:
+                    return await self._ask(session, address, settings)
+        except aiohttp.ServerDisconnectedError:
+            raise ProbeFailed("closed without an answer") from None
+        except aiohttp.ClientOSError as error:
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            raise failed(cause) from None
+        except aiohttp.ClientResponseError as error:
+            raise ProbeFailed(f"not an HTTP answer: {_one_line(error.message)}") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise ProbeFailed(_one_line(str(error)) or type(error).__name__) from None
+        except OSError as error:
+            raise failed(error) from None
+
+    async def close(self) -> None:
+        """End the client."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _shared(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = _client(aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False))
+        return self._session
+
+    async def _ask(self, session: aiohttp.ClientSession, address: Address, settings: dict[str, Any]) -> str:
+        authority = "localhost" if address.path else str(address)
+        url = URL(f"http://{authority}{settings.get('path') or '/'}", encoded=True)
+        headers = dict(settings.get("headers") or {})
+        if settings.get("host"):
+            headers[hdrs.HOST] = settings["host"]
+        method = settings.get("method") or "GET"
+        async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+            expect = settings.get("expect") or "200-399"
+            if not any(low <= response.status <= high for low, high in status_ranges(expect)):
+                raise ProbeFailed(f"status {response.status}, expected {_ranges_text(expect)}")
+            wanted = settings.get("body")
+            if wanted and wanted.encode() not in await _body(response):
+                raise ProbeFailed(f"status {response.status}, but the answer lacks {wanted[:40]!r}")
+            return f"status {response.status}"
+
+
+def _client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        headers={hdrs.USER_AGENT: f"l7lb/{__version__} (health check)", hdrs.ACCEPT: "*/*"},
+        skip_auto_headers=[hdrs.ACCEPT_ENCODING],
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the caller's
+        max_line_size=HEADER,
+        max_field_size=HEADER,
+        read_bufsize=BODY,
+    )
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    data = b""
+    while len(data) < BODY:
+        more = await response.content.read(BODY - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _ranges_text(expect: object) -> str:
+    return ", ".join(f"{low}-{high}" if low != high else str(low) for low, high in status_ranges(expect))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:120]
+
+
+# --- ping ---------------------------------------------------------------------------------------------------------
+
+
+async def ping(address: Address, settings: dict[str, Any], timeout: float) -> str:  # noqa: ARG001
+    """One ICMP echo: without privileges where net.ipv4.ping_group_range allows, else by a raw socket."""
+    import icmplib  # type: ignore[import-untyped]  # here, since few nodes ping
+
+    if address.path:
+        raise ProbeUnavailable("not checked: a unix socket can't be pinged")
+    for privileged in (False, True):
+        try:
+            host = await icmplib.async_ping(
+                address.host, count=1, timeout=timeout, privileged=privileged, payload_size=16
+            )
+        except icmplib.SocketPermissionError:
+            continue
+        except icmplib.ICMPLibError as error:
+            raise ProbeFailed(_one_line(str(error))) from None
+        except OSError as error:
+            raise failed(error) from None
+        if not host.is_alive:
+            raise ProbeFailed("no echo")
+        return f"echo in {host.min_rtt:.1f} ms"
+    raise ProbeUnavailable(
+        "not checked: ping needs this process's group in net.ipv4.ping_group_range, or CAP_NET_RAW; "
+        "`health: {tcp: {}}` needs neither"
+    )
+
+
+# --- which one -----------------------------------------------------------------------------------------------------
+
+
+def load(name: str) -> Probe:
+    """The function that ``module:function`` names. Raises ProbeUnavailable."""
+    module, _, function = name.partition(":")
+    try:
+        found: Probe = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ProbeUnavailable(f"not checked: the probe {name} can't be loaded: {_one_line(str(error))}") from None
+    return found
+
+
+def chooser(protocols: Mapping[str, ProtocolSpec], http: HttpProbe) -> Callable[[Health], Probe]:
+    """What finds the probe of a pool's checks; it raises ProbeUnavailable."""
+    loaded: dict[str, Probe] = {}
+
+    def choose(health: Health) -> Probe:
+        if health.kind == "http":
+            return http
+        if health.kind == "tcp":
+            return connect
+        if health.kind == "ping":
+            return ping
+        spec = protocols.get(health.protocol)
+        if spec is None or not spec.probe:
+            raise ProbeUnavailable(f"not checked: there is no probe for {health.protocol or health.kind}")
+        if spec.probe not in loaded:
+            loaded[spec.probe] = load(spec.probe)
+        return loaded[spec.probe]
+
+    return choose
+
+
+def target(address: Address, health: Health) -> Address:
+    """Where to connect: the server's address, or the pool's own port for checks."""
+    return Address(host=address.host, port=health.port) if health.port and not address.path else address
+
+
+def describe_timeout(seconds: float) -> str:
+    """The reason of a check that took too long."""
+    return f"no answer within {seconds:g} s" if seconds >= 1 else f"no answer within {seconds * 1000:g} ms"
