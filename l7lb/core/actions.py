@@ -6,6 +6,7 @@ told apart by type, because several are made for every request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 from l7lb.core.errors import Failure
@@ -47,8 +48,9 @@ class ToServer(Action):
 class NeedServer(Action):
     """Route these facts and get a server; the answer is ``connected``, ``answered`` or ``failed``.
 
-    ``again`` names why the server before was given up, when this is a retry; ``fresh`` refuses an idle
-    connection, for what must not meet a connection that the server is just closing.
+    It is the last action of its list. ``again`` names why the server before was given up, when this is a retry (its
+    connection is closed, and another server is preferred); ``fresh`` refuses an idle connection, for what must not
+    meet one that the server is just closing.
     """
 
     __slots__ = ("again", "facts", "fresh")
@@ -60,21 +62,18 @@ class NeedServer(Action):
 
 
 class Release(Action):
-    """The session needs its server no longer; the connection is kept for others, or closed."""
+    """The session needs its server no longer; the connection is kept for others, or closed.
 
-    __slots__ = ("reusable",)
+    ``failure`` is what the server did wrong, for passive health; ``latency`` the seconds to its answer, negative
+    where it gave none.
+    """
 
-    def __init__(self, reusable: bool) -> None:
+    __slots__ = ("failure", "latency", "reusable")
+
+    def __init__(self, reusable: bool, failure: Failure | None = None, latency: float = -1.0) -> None:
         self.reusable = reusable
-
-
-class Blame(Action):
-    """The server made this mistake; counts for passive health. ``None``: it answered well."""
-
-    __slots__ = ("failure",)
-
-    def __init__(self, failure: Failure | None) -> None:
         self.failure = failure
+        self.latency = latency
 
 
 class Splice(Action):
@@ -99,13 +98,30 @@ class Tunnel(Action):
         self.idle = idle
 
 
-class Record(Action):
-    """One access record is complete."""
+class Finished(Action):
+    """A request or session is over: what the counts need of it, and how to make its access record if one is wanted.
 
-    __slots__ = ("record",)
+    ``status`` is a number where the protocol has them, else 0; ``failure`` is None where all went well; ``elapsed``
+    is seconds.
+    """
 
-    def __init__(self, record: AccessRecord) -> None:
+    __slots__ = ("elapsed", "failure", "received", "record", "sent", "status")
+
+    def __init__(
+        self,
+        record: Callable[[], AccessRecord],
+        status: int,
+        failure: Failure | None,
+        received: int,
+        sent: int,
+        elapsed: float,
+    ) -> None:
         self.record = record
+        self.status = status
+        self.failure = failure
+        self.received = received
+        self.sent = sent
+        self.elapsed = elapsed
 
 
 class Close(Action):

@@ -20,15 +20,19 @@ from l7lb.core.snapshot import Address, Balance, Listener, Redirect, Respond, Ro
 class Choice:
     """The router's answer: the rule that matched, the pool it leads to (None: it answers itself).
 
-    ``captures`` holds what each ``*`` of the matched path glob stood for, for templates.
+    ``captures`` holds what each ``*`` of the matched path glob stood for. The proxy expands the route's templates:
+    ``location`` of a redirect, ``path`` and ``host`` of a rewrite; empty where there is none.
     """
 
-    __slots__ = ("captures", "pool", "route")
+    __slots__ = ("captures", "host", "location", "path", "pool", "route")
 
     def __init__(self, route: Route, pool: str | None, captures: tuple[bytes, ...] = ()) -> None:
         self.route = route
         self.pool = pool
         self.captures = captures
+        self.location = b""
+        self.path = b""
+        self.host = b""
 
     @property
     def answer(self) -> Respond | Redirect | None:
@@ -93,8 +97,10 @@ class Session(Protocol):
         """The proxy moved so many bytes from ``side`` for a Splice or a Tunnel."""
         ...
 
-    def expired(self, now: float) -> list[Action]:
-        """``deadline`` has come."""
+    def expired(self, now: float, blocked: Side | None, progress: float) -> list[Action]:
+        """``deadline`` has come. ``blocked`` names a side that does not take what was sent to it, and ``progress``
+        when it last took something.
+        """
         ...
 
     def draining(self, now: float) -> list[Action]:
@@ -131,7 +137,7 @@ class ProtocolSpec:
     """
 
     name: str
-    sessions: Callable[[Listener, str], SessionFactory]  # the listener, the node's name
+    sessions: Callable[[Listener], SessionFactory]
     probe: str
 
 

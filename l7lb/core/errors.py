@@ -50,6 +50,7 @@ class Failure(Enum):
     SERVER_CLOSED_INSIDE = ("server-closed-inside", Owner.SERVER, "the server closed inside its answer")
     SERVER_TIMEOUT = ("server-timeout", Owner.SERVER, "the server did not answer in time")
     SERVER_STALLED = ("server-stalled", Owner.SERVER, "the server stopped inside its answer")
+    SERVER_ERROR = ("server-error", Owner.SERVER, "the server answered with an error of its own")
     SERVER_PROTOCOL = ("server-protocol", Owner.SERVER, "the server's answer breaks the protocol")
 
     BUG = ("bug", Owner.BUG, "a fault in l7lb itself")

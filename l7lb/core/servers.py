@@ -21,6 +21,7 @@ class ServerState:
         "active",
         "config",
         "ejected",
+        "failures",
         "healthy",
         "idle",
         "latency",
@@ -29,7 +30,6 @@ class ServerState:
         "pool",
         "slot",
         "up_since",
-        "waiting",
     )
 
     def __init__(self, pool: str, config: Server) -> None:
@@ -44,7 +44,7 @@ class ServerState:
         self.others = 0
         self.latency = 0.0
         self.idle: list[object] = []  # the proxy's idle connections, newest last
-        self.waiting = 0  # requests queued for exactly this server
+        self.failures = 0  # in a row, in this worker
 
     @property
     def alive(self) -> bool:

@@ -1,0 +1,8 @@
+"""The protocols, each a folder of one shape: spec, machine, session, probe. They don't import one another."""
+
+from __future__ import annotations
+
+from l7lb.core.contracts import ProtocolSpec
+from l7lb.protocols.http.spec import SPEC as HTTP
+
+PROTOCOLS: dict[str, ProtocolSpec] = {spec.name: spec for spec in (HTTP,)}

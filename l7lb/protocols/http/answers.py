@@ -1,0 +1,73 @@
+"""How HTTP words what l7lb itself answers: a status, one plain line, and a Retry-After where waiting helps."""
+
+from __future__ import annotations
+
+from http.client import responses
+
+from l7lb.core.errors import Failure
+
+# 499 and 0 never reach a client; they stand in the record of one that left.
+STATUS = {
+    Failure.CLIENT_PROTOCOL: 400,
+    Failure.CLIENT_TIMEOUT: 408,
+    Failure.CLIENT_CLOSED: 499,
+    Failure.CLIENT_LIMIT: 413,
+    Failure.NO_ROUTE: 404,
+    Failure.NO_SERVER: 503,
+    Failure.QUEUE_FULL: 503,
+    Failure.QUEUE_TIMEOUT: 503,
+    Failure.CONNECTION_LIMIT: 503,
+    Failure.SHUTDOWN: 503,
+    Failure.CONNECT_REFUSED: 503,
+    Failure.CONNECT_TIMEOUT: 504,
+    Failure.SERVER_CLOSED: 502,
+    Failure.SERVER_CLOSED_INSIDE: 502,
+    Failure.SERVER_TIMEOUT: 504,
+    Failure.SERVER_STALLED: 504,
+    Failure.SERVER_PROTOCOL: 502,
+    Failure.BUG: 500,
+}
+RETRY_AFTER = frozenset([Failure.NO_SERVER, Failure.QUEUE_FULL, Failure.QUEUE_TIMEOUT, Failure.SHUTDOWN])
+REASONS = {
+    **{int(status): reason for status, reason in responses.items()},
+    413: "Content Too Large",
+    418: "I'm a teapot",
+}
+
+
+def start_line(status: int) -> bytes:
+    """``HTTP/1.1 404 Not Found``."""
+    return b"HTTP/1.1 %d %b" % (status, REASONS.get(status, "").encode())
+
+
+def answer(
+    status: int,
+    body: bytes,
+    *,
+    headers: tuple[tuple[str, str], ...] = (),
+    content_type: str = "text/plain; charset=utf-8",
+    close: bool = False,
+    head_only: bool = False,
+) -> bytes:
+    """A whole answer. 1xx, 204 and 304 carry no body, HEAD gets the head of one."""
+    lines = [start_line(status)]
+    bodiless = status < 200 or status in (204, 304)
+    if not bodiless:
+        lines.append(b"Content-Length: %d" % len(body))
+        if body and not any(name.lower() == "content-type" for name, _ in headers):
+            lines.append(b"Content-Type: " + content_type.encode("latin-1"))
+    lines += [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in headers]
+    if close:
+        lines.append(b"Connection: close")
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    return head if bodiless or head_only else head + body
+
+
+def refusal(failure: Failure, *, status: int = 0, reason: str = "", close: bool, head_only: bool = False) -> bytes:
+    """The answer to a failure: its status and, in one line, what happened and what would help."""
+    status = status or STATUS[failure]
+    text = f"{status} {REASONS.get(status, '')}: {reason or failure.meaning}\n"
+    headers: tuple[tuple[str, str], ...] = (("Cache-Control", "no-store"),)
+    if failure in RETRY_AFTER:
+        headers = (*headers, ("Retry-After", "1"))
+    return answer(status, text.encode(), headers=headers, close=close, head_only=head_only)

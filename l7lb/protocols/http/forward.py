@@ -1,0 +1,185 @@
+"""The heads that l7lb writes: a request for a server, an answer for a client, always from the parsed form.
+
+Who the client is travels in X-Forwarded-* (the common habit) and Forwarded (RFC 7239). Both are believed only from
+trusted peers, whose chain is continued; anybody else's are replaced, since servers act on them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from l7lb.core.contracts import Assignment, Choice, Peer
+from l7lb.core.snapshot import Route
+from l7lb.protocols.http import syntax
+from l7lb.protocols.http.message import CHUNKED, Request, Response
+
+VIA = b"Via: 1.1 l7lb\r\n"
+MAX_REQUEST_ID = 128
+
+_instance = os.urandom(8).hex().encode()
+_sequence = itertools.count(int.from_bytes(os.urandom(4), "big"))
+os.register_at_fork(after_in_child=lambda: globals().update(_instance=os.urandom(8).hex().encode()))
+
+
+def new_request_id() -> bytes:
+    """A name for a request that no other process gives: 32 hexadecimal digits."""
+    return b"%b%016x" % (_instance, next(_sequence))
+
+
+class Origin:
+    """What every request of one client connection says about where it came from."""
+
+    __slots__ = ("address", "node", "plain", "port", "scheme")
+
+    def __init__(self, peer: Peer) -> None:
+        self.address = peer.client.encode()
+        self.scheme = b"https" if peer.tls else b"http"
+        self.port = b"%d" % peer.local_port
+        # RFC 7239 section 6: an IPv6 address goes in brackets and quotes; a unix socket has no address.
+        if not self.address or self.address.startswith(b"unix:"):
+            self.node = b"unknown"
+        else:
+            self.node = b'"[%b]"' % self.address if b":" in self.address else self.address
+        self.plain = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
+            self.address if self.node != b"unknown" else b"unknown",
+            self.scheme,
+            self.port,
+        )
+
+    def fields(self, request: Request, trusted: bool) -> bytes:
+        """The forwarding fields of a request, complete lines."""
+        host = request.host_field
+        if trusted and request.forwarded is not None:
+            return self._continued(request.forwarded, host)
+        return b'%bX-Forwarded-Host: %b\r\nForwarded: for=%b;host="%b";proto=%b\r\n' % (
+            self.plain,
+            host,
+            self.node,
+            host,
+            self.scheme,
+        )
+
+    def _continued(self, given: list[tuple[bytes, bytes]], host: bytes) -> bytes:
+        chains: dict[bytes, list[bytes]] = {}
+        for name, value in given:
+            chains.setdefault(name, []).append(value)
+        address = self.address if self.node != b"unknown" else b"unknown"
+        chains.setdefault(b"x-forwarded-for", []).append(address)
+        chains.setdefault(b"forwarded", []).append(b'for=%b;host="%b";proto=%b' % (self.node, host, self.scheme))
+        chains.setdefault(b"x-forwarded-proto", [self.scheme])
+        chains.setdefault(b"x-forwarded-port", [self.port])
+        chains.setdefault(b"x-forwarded-host", [host])
+        return b"".join(
+            b"%b: %b\r\n" % (b"-".join(part.capitalize() for part in name.split(b"-")), b", ".join(values))
+            for name, values in chains.items()
+        )
+
+
+def _without(names: list[bytes], lines: list[bytes], removed: set[bytes]) -> list[bytes]:
+    return [line for name, line in zip(names, lines, strict=True) if name not in removed]
+
+
+def _request_changes(request: Request, route: Route) -> list[bytes]:
+    removed = {name.lower().encode() for name in route.remove_headers}
+    removed.update(name.lower().encode() for name, _ in route.set_headers)
+    lines = _without(request.names, request.lines, removed) if removed else request.lines
+    return lines + [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in route.set_headers]
+
+
+def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool) -> bytes:
+    """The head that the server gets."""
+    route = choice.route
+    lines = request.lines
+    if route.set_headers or route.remove_headers:
+        lines = _request_changes(request, route)
+    path = choice.path or request.path
+    query = request.query
+    if choice.path and b"?" in choice.path:
+        query = b"&" + query[1:] if len(query) > 1 else b""
+    if trusted and request.request_id and len(request.request_id) <= MAX_REQUEST_ID:
+        identity = request.request_id
+    else:
+        identity = request.request_id = new_request_id()
+    fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
+    if request.cookies:
+        fields += b"Cookie: %b\r\n" % request.cookies
+    if request.length:
+        fields += (
+            b"Transfer-Encoding: chunked\r\n"
+            if request.length == CHUNKED
+            else b"Content-Length: %d\r\n" % request.length
+        )
+        if request.expects:
+            fields += b"Expect: 100-continue\r\n"
+    elif request.method in (b"POST", b"PUT", b"PATCH"):
+        fields += b"Content-Length: 0\r\n"
+    if request.upgrade:
+        fields += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade
+    return b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-ID: %b\r\n%b\r\n" % (
+        request.method,
+        path,
+        query,
+        choice.host or request.host_field,
+        fields,
+        origin.fields(request, trusted),
+        identity,
+        VIA,
+    )
+
+
+def _response_changes(response: Response, route: Route) -> list[bytes]:
+    removed = {name.lower().encode() for name in route.remove_response_headers}
+    removed.update(name.lower().encode() for name, _ in route.set_response_headers)
+    lines = _without(response.names, response.lines, removed) if removed else response.lines
+    return lines + [
+        name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in route.set_response_headers
+    ]
+
+
+def response_head(request: Request, response: Response, assignment: Assignment, close: bool) -> bytes:
+    """The head that the client gets, for any answer but 1xx."""
+    route = assignment.choice.route
+    lines = response.lines
+    if route.set_response_headers or route.remove_response_headers:
+        lines = _response_changes(response, route)
+    fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
+    if assignment.set_cookie:
+        fields += b"Set-Cookie: %b\r\n" % assignment.set_cookie
+        if b"cache-control" not in response.names:
+            # A shared cache must not hand one user's cookie to another.
+            fields += b"Cache-Control: private\r\n"
+    length = response.length
+    if length > 0 or (length == 0 and request.method != b"HEAD" and response.status not in (204, 304)):
+        fields += b"Content-Length: %d\r\n" % length
+    elif length == CHUNKED and request.version == 11:
+        fields += b"Transfer-Encoding: chunked\r\n"
+    if close:
+        fields += b"Connection: close\r\n"
+    elif request.version == 10:
+        fields += b"Connection: keep-alive\r\n"
+    return b"HTTP/1.1%b\r\n%b%b\r\n" % (response.start, fields, VIA)
+
+
+def interim_head(response: Response) -> bytes:
+    """A 1xx answer, passed on; 101 says which protocol follows."""
+    fields = b"".join(line + b"\r\n" for line in response.lines)
+    if response.status == 101:
+        fields += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % response.upgrade
+    return b"HTTP/1.1%b\r\n%b\r\n" % (response.start, fields)
+
+
+def allowed_upgrade(offered: bytes, allowed: str | tuple[str, ...]) -> bytes:
+    """What of a request's Upgrade may be passed on; h2c, TLS and HTTP itself never, since they would carry requests
+    past the rules.
+    """
+    if not offered or allowed == "none":
+        return b""
+    kept = []
+    for name in syntax.tokens(offered):
+        plain = name.partition(b"/")[0]
+        if plain in (b"h2c", b"h2", b"tls", b"http"):
+            continue
+        if allowed == "any" or name.decode("latin-1") in allowed or plain.decode("latin-1") in allowed:
+            kept.append(name)
+    return b", ".join(kept)

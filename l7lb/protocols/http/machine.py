@@ -1,0 +1,608 @@
+"""The HTTP/1.1 machine: one client connection, sans-io.
+
+Theory of operation. A connection is in one state; a request that is being handled is an Exchange. The request's body
+travels beside the answer, so its progress is no state of its own but ``exchange.body_done``.
+
+=========  ==============================================  ====================================================
+state      waits for                                       leaves on
+=========  ==============================================  ====================================================
+IDLE       a request's first byte                          bytes -> HEAD; end, keep-alive time -> CLOSED
+HEAD       the rest of the head                            head -> ROUTING; fault, time (408) -> CLOSED
+ROUTING    a server (queue and connect are the proxy's)    connected -> WAITING; answered, failed -> IDLE or CLOSED
+WAITING    the answer's head, sending the body meanwhile   1xx -> WAITING; 101 -> TUNNEL; head -> ANSWERING;
+                                                           loss -> ROUTING (a retry) or IDLE (502, 504)
+ANSWERING  the rest of the answer                          its end -> IDLE or CLOSED; loss -> CLOSED (aborted)
+TUNNEL     both ends                                       the proxy closes
+CLOSED     nothing                                         what still comes is discarded
+=========  ==============================================  ====================================================
+
+What a client sends before its answer is complete waits in ``buffer`` (pipelining): requests are handled one after
+the other, in order. Every byte of a body is looked at unless its length is known and large: then the proxy is asked
+to splice it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, Side, Splice, ToClient, ToServer, Tunnel
+from l7lb.core.contracts import Assignment, Choice, Peer
+from l7lb.core.errors import Failure
+from l7lb.core.record import AccessRecord
+from l7lb.core.snapshot import Redirect
+from l7lb.protocols.http.answers import STATUS, answer, refusal
+from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
+from l7lb.protocols.http.facts import HttpFacts, Networks, client_source, trusted
+from l7lb.protocols.http.forward import Origin, allowed_upgrade, interim_head, request_head, response_head
+from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Request, Response, read_request, read_response
+from l7lb.protocols.http.session import Exchange, unread_record
+from l7lb.protocols.http.settings import HttpSettings
+from l7lb.protocols.http.syntax import TOKEN, SyntaxFault, find_end
+
+IDLE, HEAD, ROUTING, WAITING, ANSWERING, TUNNEL, CLOSED = range(7)
+PHASES = ("idle", "request-header", "queue", "response-header", "response-body", "tunnel", "closed")
+
+SPLICE_BYTES = 64 * 1024  # a body with more than this still to come is spliced
+MAX_INTERIM = 32
+MAX_TRUST = 4096
+
+
+class Shared:
+    """What all connections of one listener have in common, for one snapshot."""
+
+    def __init__(self, name: str, settings: HttpSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.timeouts = settings.timeouts
+        self.networks: Networks = settings.networks()
+        self._trusted: dict[str, bool] = {}
+
+    def trusts(self, address: str) -> bool:
+        """Whether a peer may say who the client is."""
+        if not self.networks:
+            return False
+        known = self._trusted.get(address)
+        if known is None:
+            if len(self._trusted) >= MAX_TRUST:
+                self._trusted.clear()
+            known = self._trusted[address] = trusted(address, self.networks)
+        return known
+
+
+class HttpMachine:
+    """A client connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
+
+    __slots__ = (
+        "began",
+        "blanks",
+        "buffer",
+        "closing",
+        "deadline",
+        "exchange",
+        "origin",
+        "peer",
+        "shared",
+        "state",
+        "trust",
+        "wants_client",
+        "wants_server",
+    )
+
+    def __init__(self, shared: Shared, peer: Peer, now: float) -> None:
+        self.shared = shared
+        self.peer = peer
+        self.trust = shared.trusts(peer.client)
+        self.origin: Origin | None = None
+        self.exchange: Exchange | None = None
+        self.buffer = b""
+        self.blanks = 0
+        self.began = now
+        self.state = IDLE
+        self.closing = False
+        self.wants_client = True
+        self.wants_server = True
+        self.deadline = now + shared.timeouts.request_header
+
+    # --- what the proxy tells ---------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        return []
+
+    def received(self, side: Side, data: bytes, now: float) -> list[Action]:
+        if side is Side.CLIENT:
+            state = self.state
+            if state <= HEAD:
+                return self._head(data, now)
+            exchange = self.exchange
+            if state in (WAITING, ANSWERING) and exchange is not None and not exchange.body_done:
+                return self._upload(exchange, data, now)
+            if state != CLOSED:
+                # The next request, or a body before its server is there: it waits, and the client with it.
+                self.buffer += data
+                self.wants_client = False
+            return []
+        exchange = self.exchange
+        if exchange is None:
+            return []
+        try:
+            if self.state == WAITING:
+                return self._response_head(exchange, data, now)
+            return self._response_body(exchange, data, now)
+        except SyntaxFault as fault:
+            return self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
+
+    def ended(self, side: Side, now: float, error: bool) -> list[Action]:
+        exchange = self.exchange
+        if side is Side.CLIENT:
+            if self.state == IDLE:
+                return self._quit()
+            if self.state == HEAD:
+                return [self._unread(Failure.CLIENT_CLOSED, 0, now), *self._quit()]
+            self.closing = True
+            self.wants_client = False
+            if exchange is None or (exchange.body_done and not error):
+                return []  # a half-closed client still gets its answer
+            return self._abandon(exchange, Failure.CLIENT_CLOSED, now)
+        if exchange is None or self.state not in (WAITING, ANSWERING, TUNNEL):
+            return []
+        if self.state == TUNNEL:
+            self.closing = True
+            return self._next(exchange, [self._finished(exchange, None, "ok", now), Release(False)], now)
+        if self.state == ANSWERING:
+            if exchange.response is not None and exchange.response.length == UNTIL_CLOSE and not error:
+                return self._complete(exchange, now, [])
+            return self._server_fault(exchange, Failure.SERVER_CLOSED_INSIDE, now)
+        return self._server_fault(exchange, Failure.SERVER_CLOSED, now)
+
+    def connected(self, assignment: Assignment, now: float) -> list[Action]:
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.assignment = assignment
+        exchange.choice = assignment.choice
+        exchange.response = None
+        exchange.inbox = b""
+        exchange.searched = 0
+        if self.origin is None:
+            self.origin = Origin(self.peer)
+        head = request_head(exchange.request, assignment.choice, self.origin, self.trust)
+        self.state = WAITING
+        if exchange.replay:
+            head += b"".join(exchange.replay)
+        if exchange.body_done:
+            exchange.sent_at = now
+            self.deadline = now + assignment.pool.config.timeouts.response_header
+            return [ToServer(head)]
+        self.deadline = now + self.shared.timeouts.request_body
+        self.wants_client = True
+        data, self.buffer = self.buffer, b""
+        return self._upload(exchange, data, now, head)
+
+    def answered(self, choice: Choice, now: float) -> list[Action]:
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.choice = choice
+        action = choice.answer
+        assert action is not None
+        request = exchange.request
+        close = self._must_close(exchange)
+        headers = choice.route.set_response_headers
+        if isinstance(action, Redirect):
+            location = choice.location
+            if request.query and b"?" not in location:
+                location += request.query
+            status, body = action.status, b""
+            headers = (*headers, ("Location", location.decode("latin-1")))
+            content_type = ""
+        else:
+            status, body, content_type = action.status, action.body.encode(), action.content_type
+            headers = (*action.headers, *headers)
+        data = answer(
+            status,
+            body,
+            headers=headers,
+            content_type=content_type,
+            close=close,
+            head_only=request.method == b"HEAD",
+        )
+        return self._answer_here(exchange, data, status, None, close, now)
+
+    def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.choice = choice
+        return self._refuse(exchange, failure, now)
+
+    def moved(self, side: Side, count: int, now: float) -> list[Action]:
+        exchange = self.exchange
+        if self.state == TUNNEL:
+            self.deadline = now + self.shared.timeouts.tunnel
+            if exchange is not None:
+                if side is Side.CLIENT:
+                    exchange.received += count
+                else:
+                    exchange.sent += count
+            return []
+        if exchange is None or exchange.assignment is None:
+            return []
+        if side is Side.CLIENT:
+            exchange.received += count
+            reader = exchange.body
+            assert isinstance(reader, LengthReader)
+            reader.remaining -= count
+            if reader.remaining:
+                self.deadline = now + self.shared.timeouts.request_body
+                return []
+            reader.done = True
+            return self._uploaded(exchange, now)
+        exchange.sent += count
+        self.deadline = now + exchange.assignment.pool.config.timeouts.response_body
+        answer_reader = exchange.reader
+        if isinstance(answer_reader, LengthReader):
+            answer_reader.remaining -= count
+            if not answer_reader.remaining:
+                return self._complete(exchange, now, [])
+        return []
+
+    def expired(self, now: float, blocked: Side | None, progress: float) -> list[Action]:
+        exchange = self.exchange
+        if self.state == IDLE:
+            return self._quit()
+        if self.state == HEAD:
+            return self._broken(Failure.CLIENT_TIMEOUT, 408, "the request's header took too long", now)
+        if exchange is None or exchange.assignment is None:
+            self.deadline = 0.0
+            return []
+        if self.state == TUNNEL:
+            return self._abandon(exchange, Failure.CLIENT_TIMEOUT, now)
+        if self.state == WAITING:
+            return self._late_request(exchange, blocked, progress, now)
+        if blocked is Side.CLIENT:
+            # The server may be quick: it is the client that does not read.
+            limit = progress + self.shared.timeouts.request_body
+            if limit > now:
+                self.deadline = limit
+                return []
+            return self._abandon(exchange, Failure.CLIENT_TIMEOUT, now)
+        return self._server_fault(exchange, Failure.SERVER_STALLED, now)
+
+    def draining(self, now: float) -> list[Action]:
+        self.closing = True
+        return self._quit() if self.state == IDLE else []
+
+    def describe(self) -> dict[str, str]:
+        exchange = self.exchange
+        if exchange is None:
+            return {"detail": PHASES[self.state]}
+        request = exchange.request
+        text = b"%b %b%b" % (request.method, request.host_field, request.path)
+        return {"detail": f"{text[:200].decode('latin-1')} ({PHASES[self.state]})"}
+
+    # --- the request ------------------------------------------------------------------------------------------
+
+    def _head(self, data: bytes, now: float) -> list[Action]:
+        searched = len(self.buffer)
+        if searched:
+            data = self.buffer + data
+        if self.state == IDLE:
+            self.state = HEAD
+            self.began = now
+            self.deadline = now + self.shared.timeouts.request_header
+        settings = self.shared.settings
+        try:
+            while data[:2] == b"\r\n" and self.blanks < 2:
+                # RFC 9112 section 2.2: an empty line before a request is ignored.
+                self.blanks += 1
+                searched = 0
+                data = data[2:]
+            if data and data != b"\r" and not TOKEN.match(data[:1]):
+                raise SyntaxFault(400, "this is no HTTP request")
+            end = find_end(data, settings.header_bytes, searched)
+            if end < 0:
+                self.buffer = data
+                return []
+            request = read_request(data[:end], settings.headers)
+            if request.length > settings.body_bytes:
+                raise SyntaxFault(413, "the body is larger than allowed")
+        except SyntaxFault as fault:
+            failure = Failure.CLIENT_LIMIT if fault.status in (413, 414, 431) else Failure.CLIENT_PROTOCOL
+            return self._broken(failure, fault.status, fault.reason, now)
+        self.buffer = data[end + 4 :]
+        self.blanks = 0
+        return self._begin(request, end + 4, now)
+
+    def _begin(self, request: Request, size: int, now: float) -> list[Action]:
+        shared = self.shared
+        source = self.peer.client
+        if self.trust:
+            source = client_source(source, request, shared.networks)
+        if request.upgrade:
+            request.upgrade = allowed_upgrade(request.upgrade, shared.settings.upgrades)
+        facts = HttpFacts(shared.name, source, b"https" if self.peer.tls else b"http", request)
+        exchange = self.exchange = Exchange(request, facts, self.began, now, size)
+        if request.length:
+            exchange.body_done = False
+            exchange.body = (
+                ChunkedReader(shared.settings.headers) if request.length == CHUNKED else LengthReader(request.length)
+            )
+        if self.buffer:
+            self.wants_client = False
+        self.state = ROUTING
+        self.deadline = 0.0
+        return [NeedServer(facts)]
+
+    def _upload(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
+        """Send on a part of the request's body, behind the head where that is still to go."""
+        reader = exchange.body
+        assert reader is not None
+        assert exchange.assignment is not None
+        exchange.received += len(data)
+        try:
+            body = reader.feed(data) if data else b""
+        except SyntaxFault as fault:
+            return self._bad_body(exchange, fault, now)
+        exchange.uploaded += len(body)
+        if isinstance(reader, LengthReader):
+            framed = body
+        else:
+            framed = chunk(body)
+            if exchange.uploaded > self.shared.settings.body_bytes:
+                return self._bad_body(exchange, SyntaxFault(413, "the body is larger than allowed"), now)
+            if reader.done and isinstance(reader, ChunkedReader):
+                framed += last_chunk(reader.trailers)
+        exchange.keep(framed)
+        actions: list[Action] = [ToServer(head + framed)] if head or framed else []
+        if reader.done:
+            exchange.received -= len(reader.rest)
+            self.buffer = reader.rest
+            if reader.rest:
+                self.wants_client = False
+            return actions + self._uploaded(exchange, now)
+        if self.state == WAITING:
+            self.deadline = now + self.shared.timeouts.request_body
+        if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES and not exchange.request.expects:
+            exchange.replay = None
+            actions.append(Splice(Side.CLIENT, reader.remaining))
+        return actions
+
+    def _uploaded(self, exchange: Exchange, now: float) -> list[Action]:
+        exchange.body_done = True
+        exchange.body = None
+        exchange.sent_at = now
+        if self.state == WAITING and exchange.assignment is not None:
+            self.deadline = now + exchange.assignment.pool.config.timeouts.response_header
+        return []
+
+    def _bad_body(self, exchange: Exchange, fault: SyntaxFault, now: float) -> list[Action]:
+        failure = Failure.CLIENT_LIMIT if fault.status in (413, 431) else Failure.CLIENT_PROTOCOL
+        if self.state == ANSWERING:
+            return self._abandon(exchange, failure, now)
+        return [Release(False), *self._refuse(exchange, failure, now, fault.status, fault.reason)]
+
+    def _late_request(self, exchange: Exchange, blocked: Side | None, progress: float, now: float) -> list[Action]:
+        """The time for the body or for the answer's head is over."""
+        assert exchange.assignment is not None
+        if exchange.body_done:
+            return self._server_fault(exchange, Failure.SERVER_TIMEOUT, now)
+        if blocked is Side.SERVER:
+            limit = progress + exchange.assignment.pool.config.timeouts.response_header
+            if limit > now:
+                self.deadline = limit
+                return []
+            return self._server_fault(exchange, Failure.SERVER_TIMEOUT, now, "the server does not read the request")
+        reason = "the request's body took too long"
+        return [Release(False), *self._refuse(exchange, Failure.CLIENT_TIMEOUT, now, 408, reason)]
+
+    # --- the answer -------------------------------------------------------------------------------------------
+
+    def _response_head(self, exchange: Exchange, data: bytes, now: float) -> list[Action]:
+        settings = self.shared.settings
+        actions: list[Action] = []
+        if exchange.inbox:
+            data = exchange.inbox + data
+        while True:
+            end = find_end(data, settings.header_bytes, exchange.searched)
+            if end < 0:
+                exchange.inbox = data
+                exchange.searched = len(data)
+                return actions
+            response = read_response(data[:end], settings.headers, exchange.request.method)
+            data = data[end + 4 :]
+            exchange.searched = 0
+            if response.status >= 200:
+                break
+            exchange.interim += 1
+            if exchange.interim > MAX_INTERIM:
+                raise SyntaxFault(502, "too many interim answers")
+            if response.status == 101:
+                return actions + self._switch(exchange, response, data, now)
+            if exchange.request.version == 11:
+                head = interim_head(response)
+                exchange.sent += len(head)
+                actions.append(ToClient(head))
+        return actions + self._answer(exchange, response, data, now)
+
+    def _switch(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
+        if not exchange.request.upgrade or not exchange.body_done:
+            raise SyntaxFault(502, "the server switched protocols unasked")
+        exchange.response = response
+        exchange.response_at = now
+        exchange.status = 101
+        head = interim_head(response)
+        exchange.sent += len(head) + len(data)
+        self.state = TUNNEL
+        self.wants_client = self.wants_server = True
+        self.deadline = now + self.shared.timeouts.tunnel
+        actions: list[Action] = [ToClient(head + data)]
+        if self.buffer:
+            exchange.received += len(self.buffer)
+            actions.append(ToServer(self.buffer))
+            self.buffer = b""
+        actions.append(Tunnel(self.shared.timeouts.tunnel))
+        return actions
+
+    def _answer(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
+        assignment = exchange.assignment
+        assert assignment is not None
+        if response.status >= 500 and exchange.may_retry(Failure.SERVER_ERROR, response.status):
+            return self._again(exchange, Failure.SERVER_ERROR)
+        exchange.response = response
+        exchange.response_at = now
+        exchange.status = response.status
+        length = response.length
+        if (length == CHUNKED and exchange.request.version == 10) or length == UNTIL_CLOSE:
+            exchange.request.close = True
+        if length == CHUNKED:
+            exchange.reader = ChunkedReader(self.shared.settings.headers)
+        elif length == UNTIL_CLOSE:
+            exchange.reader = CloseReader()
+        head = response_head(exchange.request, response, assignment, self._must_close(exchange))
+        self.state = ANSWERING
+        exchange.sent += len(head)
+        if length >= 0 and len(data) >= length:
+            # Most answers are complete with their head: one send.
+            exchange.sent += length
+            body = data if len(data) == length else data[:length]
+            if len(data) > length:
+                response.close = True  # bytes behind the answer: this connection can't be trusted again
+            return self._complete(exchange, now, [ToClient(head + body)])
+        if length >= 0:
+            exchange.reader = LengthReader(length)
+        self.deadline = now + assignment.pool.config.timeouts.response_body
+        return self._response_body(exchange, data, now, head)
+
+    def _response_body(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
+        reader = exchange.reader
+        response = exchange.response
+        assignment = exchange.assignment
+        if reader is None or response is None or assignment is None:
+            return []
+        body = reader.feed(data) if data else b""
+        if isinstance(reader, ChunkedReader) and exchange.request.version == 11:
+            body = chunk(body)
+            if reader.done:
+                body += last_chunk(reader.trailers)
+        exchange.sent += len(body)
+        actions: list[Action] = [ToClient(head + body)] if head or body else []
+        if reader.done:
+            if reader.rest:
+                response.close = True
+            return self._complete(exchange, now, actions)
+        self.deadline = now + assignment.pool.config.timeouts.response_body
+        if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
+            actions.append(Splice(Side.SERVER, reader.remaining))
+        elif isinstance(reader, CloseReader):
+            actions.append(Splice(Side.SERVER, -1))
+        return actions
+
+    def _complete(self, exchange: Exchange, now: float, actions: list[Action]) -> list[Action]:
+        """The answer is whole: give the server back, and go on with the next request or close."""
+        response = exchange.response
+        assert response is not None
+        failure = Failure.SERVER_ERROR if response.status >= 500 and response.status != 501 else None
+        actions.append(self._finished(exchange, None, "ok", now))
+        actions.append(Release(exchange.body_done and not response.close, failure, exchange.latency()))
+        return self._next(exchange, actions, now)
+
+    def _next(self, exchange: Exchange, actions: list[Action], now: float) -> list[Action]:
+        self.exchange = None
+        if self._must_close(exchange) or not exchange.body_done:
+            self.state = CLOSED
+            self.deadline = 0.0
+            actions.append(Close(linger=not exchange.body_done))
+            return actions
+        self.state = IDLE
+        self.deadline = now + self.shared.timeouts.keep_alive
+        self.wants_client = True
+        if self.buffer:
+            data, self.buffer = self.buffer, b""
+            actions += self._head(data, now)
+        return actions
+
+    # --- failures ---------------------------------------------------------------------------------------------
+
+    def _again(self, exchange: Exchange, failure: Failure) -> list[Action]:
+        assignment = exchange.assignment
+        assert assignment is not None
+        stale = failure is Failure.SERVER_CLOSED and assignment.reused
+        if not stale:
+            exchange.retries += 1
+        exchange.sent_at = 0.0
+        self.state = ROUTING
+        self.deadline = 0.0
+        if not exchange.body_done:
+            self.wants_client = False
+        return [NeedServer(exchange.facts, again=failure, fresh=stale)]
+
+    def _server_fault(self, exchange: Exchange, failure: Failure, now: float, reason: str = "") -> list[Action]:
+        """The server failed: another one, or an error, or, once the answer has begun, an abort."""
+        if self.state == ANSWERING:
+            return self._abandon(exchange, failure, now)
+        if exchange.may_retry(failure):
+            return self._again(exchange, failure)
+        return [Release(False, failure), *self._refuse(exchange, failure, now, 0, reason)]
+
+    def _refuse(
+        self, exchange: Exchange, failure: Failure, now: float, status: int = 0, reason: str = ""
+    ) -> list[Action]:
+        """Answer with an error of our own."""
+        status = status or STATUS[failure]
+        close = self._must_close(exchange) or not exchange.body_done or failure.owner.value == "client"
+        head_only = exchange.request.method == b"HEAD"
+        data = refusal(failure, status=status, reason=reason, close=close, head_only=head_only)
+        return self._answer_here(exchange, data, status, failure, close, now)
+
+    def _answer_here(
+        self, exchange: Exchange, data: bytes, status: int, failure: Failure | None, close: bool, now: float
+    ) -> list[Action]:
+        ended = "ok" if failure is None else f"{failure.label}@{PHASES[self.state]}"
+        exchange.status = status
+        exchange.sent += len(data)
+        actions: list[Action] = [ToClient(data), self._finished(exchange, failure, ended, now)]
+        if close:
+            self.exchange = None
+            self.state = CLOSED
+            self.deadline = 0.0
+            self.wants_client = True
+            actions.append(Close(linger=True))
+            return actions
+        if not exchange.body_done:
+            exchange.request.close = True
+        return self._next(exchange, actions, now)
+
+    def _abandon(self, exchange: Exchange, failure: Failure, now: float) -> list[Action]:
+        """End an exchange that can't be brought to a clean end; nobody may take what was sent for a whole answer."""
+        blame = failure if failure.owner.value == "server" else None
+        ended = f"{failure.label}@{PHASES[self.state]}"
+        if not exchange.status:
+            exchange.status = STATUS[failure]
+        self.exchange = None
+        self.state = CLOSED
+        self.deadline = 0.0
+        return [self._finished(exchange, failure, ended, now), Release(False, blame), Close(abort=True)]
+
+    def _broken(self, failure: Failure, status: int, reason: str, now: float) -> list[Action]:
+        """The client's head can't be read: say so and close."""
+        data = refusal(failure, status=status, reason=reason, close=True)
+        finished = self._unread(failure, status, now, len(data))
+        self.buffer = b""
+        self.state = CLOSED
+        self.deadline = 0.0
+        return [ToClient(data), finished, Close(linger=True)]
+
+    def _unread(self, failure: Failure, status: int, now: float, sent: int = 0) -> Finished:
+        ended = f"{failure.label}@request-header"
+        elapsed = now - self.began
+        record = partial(unread_record, ended, status, self.shared.name, self.peer.client, round(elapsed * 1000, 3))
+        return Finished(record, status, failure, len(self.buffer), sent, elapsed)
+
+    def _quit(self) -> list[Action]:
+        self.state = CLOSED
+        self.deadline = 0.0
+        return [Close()]
+
+    def _must_close(self, exchange: Exchange) -> bool:
+        return self.closing or exchange.request.close
+
+    def _finished(self, exchange: Exchange, failure: Failure | None, ended: str, now: float) -> Finished:
+        record: partial[AccessRecord] = partial(exchange.record, ended, now, self.shared.name, exchange.facts.source)
+        return Finished(record, exchange.status, failure, exchange.received, exchange.sent, now - exchange.began)

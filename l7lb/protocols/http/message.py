@@ -1,0 +1,299 @@
+"""A request and an answer in their one internal form, and the strict reading of a head into it.
+
+Every HTTP version is read into these, so that rules, cookies, retries and logs exist once. Fields that only
+concern one connection are taken out here; ``lines`` holds the others as they will be sent on, ``names`` their names
+in lower case, in step.
+"""
+
+from __future__ import annotations
+
+from l7lb.protocols.http import syntax
+from l7lb.protocols.http.syntax import OWS, SyntaxFault, field_name, tokens
+from l7lb.protocols.http.target import normal_host, split_target
+
+CHUNKED = -1  # a body's length where it is not known beforehand
+UNTIL_CLOSE = -2
+
+VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
+METHODS = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"])
+IDEMPOTENT = frozenset([b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"])
+MAX_LOOPS = 10
+
+
+class Request:
+    """A request's head. ``query`` keeps its question mark; ``length`` is the body's, or CHUNKED; ``host_field`` is
+    the Host as it came, ``host`` its normal form.
+    """
+
+    __slots__ = (
+        "close",
+        "cookies",
+        "expects",
+        "forwarded",
+        "host",
+        "host_field",
+        "length",
+        "lines",
+        "loops",
+        "method",
+        "names",
+        "path",
+        "port",
+        "query",
+        "request_id",
+        "upgrade",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.path = b""
+        self.query = b""
+        self.version = 11
+        self.host = b""
+        self.host_field = b""
+        self.port = 0
+        self.length = 0
+        self.close = False
+        self.expects = False
+        self.upgrade = b""
+        self.cookies = b""
+        self.request_id = b""
+        self.forwarded: list[tuple[bytes, bytes]] | None = None
+        self.loops = 0
+        self.lines: list[bytes] = []
+        self.names: list[bytes] = []
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of a passed field, by its name in lower case."""
+        names = self.names
+        if name not in names:
+            return []
+        return [
+            line.partition(b":")[2].strip(OWS) for known, line in zip(names, self.lines, strict=True) if known == name
+        ]
+
+
+def read_request(head: bytes, fields: int) -> Request:
+    """A complete request head (without its last CRLF CRLF) in internal form; raises SyntaxFault."""
+    lines = syntax.split_head(head, fields)
+    request = Request()
+    target = _request_line(lines[0], request)
+    kept = request.lines
+    names = request.names
+    length = b""
+    coding = b""
+    listed: list[bytes] | None = None
+    hosts = 0
+    for index in range(1, len(lines)):
+        line = lines[index]
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise SyntaxFault(400, "a header line without a colon")
+        lower, code = field_name(name)
+        value = value.strip(OWS)
+        if not code or code == syntax.SET_COOKIE:
+            # One blank beside the value is how it is written already; anything else is written anew.
+            kept.append(line if len(line) == len(name) + len(value) + 2 else name + b": " + value)
+            names.append(lower)
+        elif code == syntax.HOST:
+            hosts += 1
+            request.host_field = value
+        elif code == syntax.COOKIE:
+            request.cookies = request.cookies + b"; " + value if request.cookies else value
+        elif code == syntax.CONTENT_LENGTH:
+            if length:
+                raise SyntaxFault(400, "more than one Content-Length")
+            request.length = syntax.content_length(value)
+            length = value
+        elif code == syntax.TRANSFER_ENCODING:
+            coding = coding + b"," + value if coding else value
+            if not value:
+                raise SyntaxFault(400, "Transfer-Encoding is empty")
+        elif code == syntax.CONNECTION:
+            listed = (listed or []) + tokens(value)
+        else:
+            _other_field(request, lower, code, value)
+    if hosts != 1 and (hosts or request.version == 11):
+        raise SyntaxFault(400, "there must be one Host field")
+    _settle_target(request, target)
+    if coding:
+        if length:
+            raise SyntaxFault(400, "Content-Length beside Transfer-Encoding")
+        if request.version == 10:
+            raise SyntaxFault(400, "Transfer-Encoding in HTTP/1.0")
+        syntax.check_chunked(coding)
+        request.length = CHUNKED
+    _settle_connection(request, listed)
+    return request
+
+
+def _request_line(line: bytes, request: Request) -> bytes:
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise SyntaxFault(400, "the request line is malformed")
+    method, target, version = parts
+    known = VERSIONS.get(version)
+    if known is None:
+        if len(version) == 8 and version.startswith(b"HTTP/") and version[5:6].isdigit() and version[7:8].isdigit():
+            raise SyntaxFault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise SyntaxFault(400, "the request line is malformed")
+    request.version = known
+    if method not in METHODS and (len(method) > 32 or not syntax.TOKEN.fullmatch(method)):
+        raise SyntaxFault(400, "the method is malformed")
+    if method == b"CONNECT":
+        raise SyntaxFault(405, "CONNECT is not allowed here")
+    request.method = method
+    return target
+
+
+def _settle_target(request: Request, target: bytes) -> None:
+    path, query, authority = split_target(request.method, target)
+    request.path = path
+    request.query = query
+    if request.host_field:
+        request.host, request.port = normal_host(request.host_field)
+        if not request.host:
+            raise SyntaxFault(400, "the host is malformed")
+    if authority is not None:
+        named = normal_host(authority)
+        if request.host_field and named[0] != request.host:
+            raise SyntaxFault(400, "Host differs from the request target")
+        request.host_field = request.host_field or authority
+        request.host, request.port = named
+
+
+def _other_field(request: Request, lower: bytes, code: int, value: bytes) -> None:
+    if code == syntax.FORWARDED:
+        if request.forwarded is None:
+            request.forwarded = []
+        request.forwarded.append((lower, value))
+    elif code == syntax.EXPECT:
+        if value.lower() != b"100-continue":
+            raise SyntaxFault(417, "an unknown expectation")
+        request.expects = request.version == 11
+    elif code == syntax.UPGRADE:
+        request.upgrade = request.upgrade + b"," + value if request.upgrade else value
+    elif code == syntax.REQUEST_ID:
+        request.request_id = value
+    elif code == syntax.VIA:
+        request.loops += value.count(b" l7lb")
+        if request.loops > MAX_LOOPS:
+            raise SyntaxFault(508, "the request goes round in a loop")
+        request.lines.append(b"Via: " + value)
+        request.names.append(lower)
+
+
+def _settle_connection(request: Request, listed: list[bytes] | None) -> None:
+    """Persistence (RFC 9112 section 9.3), and the fields that Connection names, which end here."""
+    if listed is None:
+        request.close = request.version == 10
+        request.upgrade = b""
+        return
+    request.close = b"close" in listed or (request.version == 10 and b"keep-alive" not in listed)
+    if b"upgrade" not in listed or request.version == 10:
+        request.upgrade = b""
+    drop = [name for name in listed if name in request.names]
+    if drop:
+        kept = [pair for pair in zip(request.names, request.lines, strict=True) if pair[0] not in drop]
+        request.names = [name for name, _ in kept]
+        request.lines = [line for _, line in kept]
+    if b"cookie" in listed:
+        request.cookies = b""
+
+
+class Response:
+    """An answer's head. ``start`` is its status line without version; ``length`` the body's, CHUNKED or UNTIL_CLOSE."""
+
+    __slots__ = ("close", "length", "lines", "names", "set_cookies", "start", "status", "upgrade", "version")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.start = b""
+        self.version = 11
+        self.length = UNTIL_CLOSE
+        self.close = False
+        self.upgrade = b""
+        self.set_cookies: list[bytes] | None = None
+        self.lines: list[bytes] = []
+        self.names: list[bytes] = []
+
+
+def read_response(head: bytes, fields: int, method: bytes) -> Response:
+    """A complete answer's head to a request of that method; raises SyntaxFault (its status is meant for 502)."""
+    lines = syntax.split_head(head, fields)
+    response = Response()
+    _status_line(lines[0], response)
+    kept = response.lines
+    names = response.names
+    length = -1
+    coding = b""
+    listed: list[bytes] | None = None
+    for index in range(1, len(lines)):
+        line = lines[index]
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise SyntaxFault(502, "a header line without a colon")
+        lower, code = field_name(name)
+        value = value.strip(OWS)
+        if code == syntax.CONTENT_LENGTH:
+            if length >= 0:
+                raise SyntaxFault(502, "more than one Content-Length")
+            length = syntax.content_length(value)
+        elif code == syntax.TRANSFER_ENCODING:
+            coding = coding + b"," + value
+        elif code == syntax.CONNECTION:
+            listed = (listed or []) + tokens(value)
+        elif code == syntax.UPGRADE:
+            response.upgrade = value
+        elif code != syntax.HOP_BY_HOP:
+            if code == syntax.SET_COOKIE:
+                response.set_cookies = [*(response.set_cookies or ()), value]
+            kept.append(line if len(line) == len(name) + len(value) + 2 else name + b": " + value)
+            names.append(lower)
+    _settle_response(response, method, length, coding, listed)
+    return response
+
+
+def _status_line(line: bytes, response: Response) -> None:
+    version = VERSIONS.get(line[:8])
+    digits = line[9:12]
+    if version is None or line[8:9] != b" " or not digits.isdigit() or line[12:13] not in (b" ", b""):
+        raise SyntaxFault(502, "the status line is malformed")
+    response.version = version
+    response.status = int(digits)
+    if not 100 <= response.status <= 599:
+        raise SyntaxFault(502, "the status is out of range")
+    response.start = line[8:]
+
+
+def _settle_response(response: Response, method: bytes, length: int, coding: bytes, listed: list[bytes] | None) -> None:
+    """The answer's framing (RFC 9112 section 6.3) and whether its connection may be used again."""
+    if coding:
+        if length >= 0:
+            raise SyntaxFault(502, "Content-Length beside Transfer-Encoding")
+        if response.version == 10:
+            raise SyntaxFault(502, "Transfer-Encoding in HTTP/1.0")
+        syntax.check_chunked(coding[1:])
+    status = response.status
+    if status < 200 or status in (204, 304) or method == b"HEAD":
+        response.length = 0
+        if (method == b"HEAD" or status == 304) and length >= 0:
+            # Here the length speaks of what a GET would have got: it is sent on, and nothing follows.
+            response.lines.append(b"Content-Length: %d" % length)
+            response.names.append(b"content-length")
+    elif coding:
+        response.length = CHUNKED
+    elif length >= 0:
+        response.length = length
+    response.close = response.version == 10 or response.length == UNTIL_CLOSE
+    if listed is not None:
+        if b"close" in listed:
+            response.close = True
+        elif response.version == 10 and b"keep-alive" in listed and response.length != UNTIL_CLOSE:
+            response.close = False
+        drop = [name for name in listed if name in response.names]
+        if drop:
+            kept = [pair for pair in zip(response.names, response.lines, strict=True) if pair[0] not in drop]
+            response.names = [name for name, _ in kept]
+            response.lines = [line for _, line in kept]

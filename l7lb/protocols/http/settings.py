@@ -1,0 +1,41 @@
+"""What a listener's configuration says to HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+from l7lb.core.snapshot import Listener
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds. ``request_header`` is for the whole head, ``request_body`` between two reads of the body, and as long
+    for a client that does not read its answer; ``tunnel`` without a byte in either direction.
+    """
+
+    request_header: float = 10.0
+    request_body: float = 60.0
+    keep_alive: float = 15.0
+    tunnel: float = 3600.0
+
+
+class HttpSettings(msgspec.Struct, frozen=True):
+    """An HTTP listener's settings. ``upgrades`` is ``any``, ``none`` or a list of names in lower case."""
+
+    trust: tuple[str, ...] = ()
+    timeouts: Timeouts = Timeouts()
+    header_bytes: int = 32 * 1024
+    headers: int = 100
+    body_bytes: int = 10 * 1024**3
+    upgrades: str | tuple[str, ...] = "any"
+    pipeline_bytes: int = 64 * 1024
+
+    @classmethod
+    def of(cls, listener: Listener) -> HttpSettings:
+        """The settings of a compiled listener; raises msgspec.ValidationError."""
+        return msgspec.convert(listener.settings, cls)
+
+    def networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """The trusted networks, parsed."""
+        return [ipaddress.ip_network(text, strict=False) for text in self.trust]

@@ -1,0 +1,105 @@
+"""The request target: its forms, and the one normal form that rules match and servers get.
+
+RFC 9112 section 3.2 (forms), RFC 3986 section 6.2.2 (normalisation). What is done to a path: percent-encoded
+unreserved characters are decoded, the others' hex digits made upper case, empty segments and dot segments removed.
+An encoded slash stays as it is, because %2F and / may mean different things to a server; so does an encoded percent
+sign.
+"""
+
+from __future__ import annotations
+
+import re
+
+from l7lb.protocols.http.syntax import TARGET, SyntaxFault
+
+UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+ESCAPE = re.compile(rb"%(..?)?", re.DOTALL)
+HEX = re.compile(rb"[0-9A-Fa-f]{2}")
+HOST = re.compile(
+    rb"(?:(?P<name>[A-Za-z0-9\-._~!$&'()*+,;=]{0,255})|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:%25[A-Za-z0-9]{1,16})?)\])"
+    rb"(?::(?P<port>[0-9]{0,5}))?"
+)
+SPLIT = re.compile(rb"/+")
+MAX_HOSTS = 4096
+
+_hosts: dict[bytes, tuple[bytes, int]] = {}
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    digits = match.group(1)
+    if not digits or not HEX.fullmatch(digits):
+        raise SyntaxFault(400, "a broken percent-encoding in the path")
+    value = int(digits, 16)
+    if value == 0:
+        raise SyntaxFault(400, "an encoded NUL in the path")
+    return bytes([value]) if value in UNRESERVED else b"%" + digits.upper()
+
+
+def normal_path(path: bytes) -> bytes:
+    """The path in normal form; raises SyntaxFault(400) for broken encodings."""
+    if b"%" in path:
+        path = ESCAPE.sub(_unescape, path)
+    if b"//" not in path and b"/." not in path:
+        return path
+    segments: list[bytes] = []
+    parts = SPLIT.split(path)
+    for part in parts[1:]:
+        if part == b"..":
+            if segments:
+                segments.pop()
+        elif part != b".":
+            segments.append(part)
+    # A path that ended in a dot segment names a directory: its slash stays.
+    if parts[-1] in (b".", b"..") and (not segments or segments[-1]):
+        segments.append(b"")
+    return b"/" + b"/".join(segments)
+
+
+def normal_host(value: bytes) -> tuple[bytes, int]:
+    """The host in lower case without port and final dot, and the port or 0; SyntaxFault(400) for a malformed one."""
+    known = _hosts.get(value)
+    if known is not None:
+        return known
+    match = HOST.fullmatch(value)
+    if match is None:
+        raise SyntaxFault(400, "the host is malformed")
+    port = int(match["port"] or 0)
+    if port > 65535:
+        raise SyntaxFault(400, "the host's port is out of range")
+    name = match["name"]
+    host = name.lower().removesuffix(b".") if name is not None else b"[" + match["six"].lower() + b"]"
+    known = (host, port)
+    if len(_hosts) >= MAX_HOSTS:
+        _hosts.clear()
+    _hosts[value] = known
+    return known
+
+
+def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | None]:
+    """A request target as normal path, query with its question mark, and the authority of an absolute target.
+
+    Raises SyntaxFault: 400 for what no form allows.
+    """
+    if not TARGET.fullmatch(target):
+        raise SyntaxFault(400, "a character in the request target that must be encoded")
+    authority = None
+    if target[:1] != b"/":
+        if target == b"*" and method == b"OPTIONS":
+            return target, b"", None
+        scheme, separator, rest = target.partition(b"://")
+        if not separator or scheme.lower() not in (b"http", b"https"):
+            raise SyntaxFault(400, "the request target has no known form")
+        cut = len(rest)
+        for mark in (b"/", b"?"):
+            found = rest.find(mark)
+            if 0 <= found < cut:
+                cut = found
+        authority, target = rest[:cut], rest[cut:]
+        if not authority:
+            raise SyntaxFault(400, "the request target names no host")
+        if target[:1] != b"/":
+            target = (b"*" if method == b"OPTIONS" and not target else b"/") + target
+    path, mark, query = target.partition(b"?")
+    if b"%" in path or b"//" in path or b"/." in path:
+        path = normal_path(path)
+    return path, mark + query, authority

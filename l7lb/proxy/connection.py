@@ -1,0 +1,323 @@
+"""A client's connection: it reads, lets the session decide, and does what the session asks.
+
+Everything that happens (bytes, ends, deadlines, a server that is there) becomes one call of the session, whose actions
+:meth:`Connection.run` carries out; :meth:`settle` then brings read interest and deadline into line.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, Side, Splice, ToClient, ToServer, Tunnel
+from l7lb.core.contracts import Session
+from l7lb.proxy.endpoint import DONT_WAIT, Endpoint
+from l7lb.proxy.relay import Pump
+from l7lb.proxy.timers import TICK
+
+if TYPE_CHECKING:
+    from l7lb.proxy.dispatch import Dispatcher, Ticket
+    from l7lb.proxy.listener import ListenerState
+    from l7lb.proxy.upstream import ServerConnection
+
+READ_BYTES = 16 * 1024
+LINGER_SECONDS = 2.0  # how long a client that still sends is listened to after its last answer
+LINGER_BYTES = 4 * 1024 * 1024
+FLUSH_SECONDS = 30.0  # how long the last answer may take to leave without progress
+
+OPEN, FLUSHING, LINGERING, GONE = range(4)
+
+log = logging.getLogger("l7lb.connection")
+
+
+class Connection(Endpoint):
+    """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
+
+    __slots__ = (
+        "client", "discarded", "dispatcher", "linger", "listener", "phase", "pumps", "session", "since", "ticket",
+        "tunnel", "upstream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        listener: ListenerState,
+        dispatcher: Dispatcher,
+        sock: socket.socket,
+        session: Session,
+        client: str,
+        now: float,
+    ) -> None:
+        super().__init__(dispatcher.loop, sock)
+        self.listener = listener
+        self.dispatcher = dispatcher
+        self.session = session
+        self.client = client
+        self.since = now
+        self.ticket: Ticket | None = None
+        self.upstream: ServerConnection | None = None
+        self.pumps: list[Pump] | None = None
+        self.tunnel = False
+        self.phase = OPEN
+        self.linger = False
+        self.discarded = 0
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        if self.pump_in is not None:
+            self.pump_in.readable()
+            return
+        try:
+            data = self.sock.recv(READ_BYTES, DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            if self.phase == OPEN:
+                now = self.loop.time()
+                self.read_more(False)
+                self.run(self.session.ended(Side.CLIENT, now, True), now)
+            else:
+                self.close()
+            return
+        if self.phase != OPEN:
+            self._discard(data)
+            return
+        now = self.loop.time()
+        if data:
+            self.run(self.session.received(Side.CLIENT, data, now), now)
+        else:
+            self.read_more(False)
+            self.run(self.session.ended(Side.CLIENT, now, False), now)
+
+    def on_writable(self) -> None:
+        if not self.flush():
+            return
+        if self.pump_out is not None:
+            self.pump_out.writable()
+        self.written(Side.CLIENT)
+
+    def server_bytes(self, data: bytes) -> None:
+        """The server sent something."""
+        now = self.loop.time()
+        self.run(self.session.received(Side.SERVER, data, now), now)
+
+    def server_ended(self, error: bool) -> None:
+        """The server will send nothing more."""
+        now = self.loop.time()
+        self.run(self.session.ended(Side.SERVER, now, error), now)
+
+    def written(self, side: Side) -> None:
+        """What waited for that side has left: read the other again, or go on closing."""
+        if side is Side.CLIENT and self.phase == FLUSHING:
+            self._closing()
+            return
+        if self.phase == OPEN:
+            self.settle(self.loop.time())
+
+    def due(self, now: float) -> float:
+        """A deadline may have come; returns the next."""
+        if self.phase != OPEN:
+            if self.phase == FLUSHING and self.progress + FLUSH_SECONDS > now:
+                return self.progress + FLUSH_SECONDS
+            self.close(reset=self.phase == FLUSHING)
+            return 0.0
+        deadline = self._deadline()
+        if not deadline or deadline > now:
+            return deadline
+        ticket = self.ticket
+        if ticket is not None and ticket.deadline and ticket.deadline <= now:
+            self.run(self.dispatcher.expired(ticket, now) or [], now)
+        else:
+            blocked, progress = self._blocked()
+            self.run(self.session.expired(now, blocked, progress), now)
+        return 0.0 if self.armed else self._deadline()
+
+    def _blocked(self) -> tuple[Side | None, float]:
+        """A side that does not take what waits for it, and when it last did."""
+        if self.out is not None or (self.pump_out is not None and self.pump_out.waiting):
+            return Side.CLIENT, self.progress
+        upstream = self.upstream
+        if upstream is not None and (
+            upstream.out is not None or (upstream.pump_out is not None and upstream.pump_out.waiting)
+        ):
+            return Side.SERVER, upstream.progress
+        return None, 0.0
+
+    # --- actions ----------------------------------------------------------------------------------------------
+
+    def run(self, actions: list[Action], now: float) -> None:
+        """Carry out a session's actions, and those that follow from them."""
+        try:
+            more: list[Action] | None = actions
+            while more:
+                more = self._carry_out(more, now)
+                if self.broken and self.phase == OPEN:
+                    self.broken = False
+                    self.read_more(False)
+                    more = self.session.ended(Side.CLIENT, now, True)
+        except Exception:
+            # A fault of ours ends this connection and no other.
+            log.exception("connection from %s ended by a fault", self.client)
+            self.close(reset=True)
+            return
+        self.settle(now)
+
+    def _carry_out(self, actions: list[Action], now: float) -> list[Action] | None:
+        for action in actions:
+            kind = type(action)
+            if kind is ToClient:
+                self.send(action.data)  # type: ignore[attr-defined]
+            elif kind is ToServer:
+                self._to_server(action.data)  # type: ignore[attr-defined]
+            elif kind is Release:
+                if self.pumps is not None:
+                    self._stop_pumps()
+                self.dispatcher.release(self, action, now)  # type: ignore[arg-type]
+            elif kind is Finished:
+                self.listener.finished(action, self.ticket)  # type: ignore[arg-type]
+            elif kind is NeedServer:
+                return self.dispatcher.need(self, action, now)  # type: ignore[arg-type]
+            else:
+                self._rare(action, now)
+                if self.phase == GONE:
+                    return None
+        return None
+
+    def _rare(self, action: Action, now: float) -> None:
+        if isinstance(action, Close):
+            self.linger = action.linger
+            if action.abort:
+                self.close(reset=True)
+            elif self.phase == OPEN:
+                self.phase = FLUSHING
+                self.progress = now
+                if self.out is None:
+                    self._closing()
+                else:
+                    self.read_more(False)
+        elif isinstance(action, Splice):
+            self._pump(action.source, action.count, bulk=True)
+        elif isinstance(action, Tunnel):
+            self.tunnel = True
+            self._pump(Side.CLIENT, -1, bulk=False)
+            self._pump(Side.SERVER, -1, bulk=False)
+
+    def _to_server(self, data: bytes) -> None:
+        upstream = self.upstream
+        if upstream is None:
+            return
+        upstream.send(data)
+        # A broken server connection is noticed by reading it: an answer may still be waiting there.
+        upstream.broken = False
+
+    def _pump(self, side: Side, count: int, *, bulk: bool) -> None:
+        upstream = self.upstream
+        if upstream is None:
+            return
+        source, destination = (self, upstream) if side is Side.CLIENT else (upstream, self)
+        pump = Pump(side, source, destination, count, self._moved, self._pump_over)
+        if self.pumps is None:
+            self.pumps = []
+        self.pumps.append(pump)
+        pump.start(bulk)
+
+    def _moved(self, side: Side, count: int) -> None:
+        now = self.loop.time()
+        actions = self.session.moved(side, count, now)
+        if self.pumps is not None:
+            self.pumps = [pump for pump in self.pumps if pump.remaining] or None
+        if actions:
+            self.run(actions, now)
+        elif self.pumps is None:
+            self.settle(now)
+
+    def _pump_over(self, pump: Pump, side: Side, error: bool) -> None:
+        """A pump has come to an end: that side ended or failed."""
+        now = self.loop.time()
+        if side is not pump.side and side is Side.SERVER:
+            # The server takes no more of the request; it may have answered all the same, which reading it will tell.
+            self.read_more(False)
+            return
+        if self.tunnel and not error:
+            # Half of a tunnel goes on until it ends as well.
+            try:
+                pump.destination.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the other half will notice
+            if not all(each.ended for each in self.pumps or ()):
+                return
+            side = Side.SERVER
+        if error or self.tunnel:
+            self._stop_pumps()
+        self.run(self.session.ended(side, now, error), now)
+
+    def _stop_pumps(self) -> None:
+        for pump in self.pumps or ():
+            pump.detach()
+        self.pumps = None
+
+    # --- interest, deadlines, the end -------------------------------------------------------------------------
+
+    def _deadline(self) -> float:
+        ticket = self.ticket
+        if ticket is not None and ticket.deadline:
+            return ticket.deadline
+        return self.session.deadline
+
+    def settle(self, now: float) -> None:
+        """Bring read interest and the deadline into line with what the session wants and the buffers hold."""
+        if self.phase != OPEN:
+            return
+        upstream = self.upstream
+        session = self.session
+        if self.pump_in is None:
+            wanted = session.wants_client and (upstream is None or upstream.out is None or not upstream.congested)
+            if wanted is not self.reading:
+                self.read_more(wanted)
+        if upstream is not None and upstream.pump_in is None:
+            wanted = session.wants_server and (self.out is None or not self.congested)
+            if wanted is not upstream.reading:
+                upstream.read_more(wanted)
+        deadline = self._deadline()
+        if deadline:
+            armed = self.armed
+            if not armed or deadline < (armed - 1) * TICK:
+                self.listener.timers.arm(self, deadline)
+
+    def drain(self, now: float) -> None:
+        """The node is ending."""
+        if self.phase == OPEN:
+            self.run(self.session.draining(now), now)
+
+    def _closing(self) -> None:
+        """Everything has been written: close, or listen for a moment to a client that still sends."""
+        if not self.linger or self.broken:
+            self.close()
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self.phase = LINGERING
+        self.listener.timers.disarm(self)
+        self.listener.timers.arm(self, self.loop.time() + LINGER_SECONDS)
+        self.read_more(True)
+
+    def _discard(self, data: bytes) -> None:
+        self.discarded += len(data)
+        if not data or self.phase != LINGERING or self.discarded > LINGER_BYTES:
+            self.close()
+
+    def close(self, reset: bool = False) -> None:
+        """Close both sides at once, and give the server back as closed."""
+        if self.phase == GONE:
+            return
+        self.phase = GONE
+        self._stop_pumps()
+        if self.ticket is not None:
+            self.dispatcher.release(self, Release(False), self.loop.time())
+        self.listener.timers.disarm(self)
+        self.leave(reset)
+        self.listener.closed(self)

@@ -1,0 +1,460 @@
+"""From facts to a server's connection: the one module that knows the order.
+
+    router -> persistence -> balancer -> connection limit and queue -> idle connection or a new one
+
+Each step is given facts and states and knows nothing of the others. A :class:`Ticket` is one request's way through
+them; it is the session's assignment once a connection is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from errno import EINPROGRESS
+from typing import TYPE_CHECKING
+
+from l7lb.core.actions import Action, NeedServer, Release
+from l7lb.core.contracts import Assignment, Balancer, Choice, Stickiness
+from l7lb.core.errors import Failure
+from l7lb.core.facts import Facts
+from l7lb.core.messages import ServerResult
+from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.snapshot import Redirect
+from l7lb.proxy import counts as columns
+from l7lb.proxy.counts import COLUMNS, ROWS, Counts
+from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
+
+if TYPE_CHECKING:
+    from l7lb.proxy.connection import Connection
+    from l7lb.proxy.listener import ListenerState
+
+QUEUE_POLL = 0.01  # seconds between looks at what the other workers have given back
+LOG_SECONDS = 1.0
+
+NEW, QUEUED, CONNECTING, HELD, DONE = range(5)
+
+log = logging.getLogger("l7lb.dispatch")
+
+
+class PoolRuntime:
+    """A pool with what serves it in this worker."""
+
+    __slots__ = ("balancer", "limited", "queue", "state", "stickiness")
+
+    def __init__(self, state: PoolState, balancer: Balancer, stickiness: Stickiness | None) -> None:
+        self.state = state
+        self.balancer = balancer
+        self.stickiness = stickiness
+        self.limited = [server for server in state.servers if server.config.max_connections]
+        self.queue: deque[Ticket] = deque()
+
+
+class Ticket(Assignment):
+    """One request on its way to a server. ``deadline`` is for the phase it is in."""
+
+    __slots__ = ("began", "connection", "deadline", "facts", "phase", "pinned", "runtime", "tried", "upstream")
+
+    def __init__(
+        self,
+        connection: Connection,
+        facts: Facts,
+        choice: Choice,
+        runtime: PoolRuntime,
+        server: ServerState,
+        now: float,
+    ) -> None:
+        super().__init__(choice, runtime.state, server)
+        self.connection = connection
+        self.facts = facts
+        self.runtime = runtime
+        self.tried: list[ServerState] = []
+        self.upstream: ServerConnection | None = None
+        self.phase = NEW
+        self.began = now
+        self.deadline = 0.0
+        self.pinned = False  # queued for exactly this server
+
+
+class Dispatcher:
+    """A worker's way from requests to servers."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counts: Counts,
+        workers: Callable[[], int],
+        report: Callable[[ServerResult], None],
+    ) -> None:
+        self.loop = loop
+        self.pools: dict[str, PoolRuntime] = {}
+        self.waiting = 0
+        self._counts = counts
+        self._cells = counts.cells
+        self._base = counts.base
+        self._workers = workers
+        self._report = report
+        self._poll: asyncio.TimerHandle | None = None
+        self._logged: dict[str, float] = {}
+
+    # --- a request asks ---------------------------------------------------------------------------------------
+
+    def need(self, connection: Connection, need: NeedServer, now: float) -> list[Action] | None:
+        """Find a server for what a session needs; None while it has to wait."""
+        facts = need.facts
+        previous = connection.ticket
+        if need.again is not None and previous is not None:
+            return self._retry(previous, need, now)
+        listener = connection.listener
+        choice = listener.router.route(facts)
+        if choice is None:
+            return connection.session.failed(Failure.NO_ROUTE, None, now)
+        if choice.pool is None:
+            action = choice.route.action
+            if isinstance(action, Redirect):
+                choice.location = listener.template(action.location)(facts, choice.captures)
+            return connection.session.answered(choice, now)
+        if choice.route.rewrite is not None:
+            self._rewrite(listener, choice, facts)
+        runtime = self.pools.get(choice.pool)
+        if runtime is None:
+            return connection.session.failed(Failure.NO_SERVER, choice, now)
+        ticket = self._pick(connection, facts, choice, runtime, now)
+        if ticket is None:
+            return connection.session.failed(Failure.NO_SERVER, choice, now)
+        connection.ticket = ticket
+        return self._proceed(ticket, need.fresh, now)
+
+    def _rewrite(self, listener: ListenerState, choice: Choice, facts: Facts) -> None:
+        rewrite = choice.route.rewrite
+        assert rewrite is not None
+        if rewrite.path:
+            choice.path = listener.template(rewrite.path)(facts, choice.captures)
+        if rewrite.host:
+            choice.host = listener.template(rewrite.host)(facts, choice.captures)
+
+    def _pick(
+        self, connection: Connection, facts: Facts, choice: Choice, runtime: PoolRuntime, now: float
+    ) -> Ticket | None:
+        if runtime.limited:
+            self._refresh(runtime.limited)
+        sticky = runtime.stickiness
+        if sticky is not None:
+            found = sticky.find(facts, now)
+            if found is not None:
+                server = runtime.state.by_name.get(found[0])
+                if server is not None and server.alive:
+                    ticket = Ticket(connection, facts, choice, runtime, server, now)
+                    ticket.sticky = found[1]
+                    return ticket
+                self._log_lost(runtime, found[0], now)
+        server = runtime.balancer.choose(facts, now)
+        return None if server is None else Ticket(connection, facts, choice, runtime, server, now)
+
+    def _retry(self, ticket: Ticket, need: NeedServer, now: float) -> list[Action] | None:
+        """The session gave its server up and wants another, or a new connection to the same one."""
+        failure = need.again
+        assert failure is not None
+        stale = need.fresh
+        self._drop(ticket, None if stale else failure)
+        self._count(ticket.server, columns.RETRIES)
+        if not stale:
+            ticket.tried.append(ticket.server)
+            server = ticket.runtime.balancer.choose(ticket.facts, now, ticket.tried)
+            if server is None:
+                # All others were tried or are down: the first may have recovered.
+                server = ticket.runtime.balancer.choose(ticket.facts, now)
+            if server is None:
+                ticket.connection.ticket = None
+                return ticket.connection.session.failed(failure, ticket.choice, now)
+            ticket.server = server
+            ticket.sticky = ""
+        ticket.attempt += 1
+        ticket.began = now
+        return self._proceed(ticket, need.fresh, now)
+
+    # --- limits and the queue ---------------------------------------------------------------------------------
+
+    def _proceed(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
+        server = ticket.server
+        if server.config.max_connections and not self._claim(server):
+            return self._enqueue(ticket, now)
+        if not server.config.max_connections:
+            server.active += 1
+            self._cells[self._base + server.slot * COLUMNS] = server.active
+        ticket.runtime.balancer.taken(server)
+        ticket.queue_time = now - ticket.began
+        return self._connect(ticket, fresh, now)
+
+    def _claim(self, server: ServerState) -> bool:
+        """Take one of a limited server's places: count first and look then, so that workers can't exceed it."""
+        cell = self._base + server.slot * COLUMNS
+        server.active += 1
+        self._cells[cell] = server.active
+        self._refresh((server,))
+        if server.load <= server.config.max_connections:
+            return True
+        server.active -= 1
+        self._cells[cell] = server.active
+        return False
+
+    def _refresh(self, servers: list[ServerState] | tuple[ServerState]) -> None:
+        workers = self._workers()
+        for server in servers:
+            server.others = self._counts.total(server.slot, columns.ACTIVE, workers) - server.active
+
+    def refresh_all(self) -> None:
+        """Look at what all other workers have in progress, for algorithms that compare load."""
+        if self._workers() > 1:
+            for runtime in self.pools.values():
+                self._refresh(runtime.state.servers)
+
+    def _enqueue(self, ticket: Ticket, now: float) -> list[Action] | None:
+        runtime = ticket.runtime
+        config = runtime.state.config
+        if len(runtime.queue) >= config.queue:
+            ticket.phase = DONE
+            ticket.connection.ticket = None
+            return ticket.connection.session.failed(Failure.QUEUE_FULL, ticket.choice, now)
+        ticket.phase = QUEUED
+        ticket.pinned = bool(ticket.sticky)
+        ticket.deadline = ticket.began + config.timeouts.queue
+        runtime.queue.append(ticket)
+        self.waiting += 1
+        self._cells[self._base + config.slot * COLUMNS + columns.WAITING] = len(runtime.queue)
+        if self._poll is None:
+            self._poll = self.loop.call_later(QUEUE_POLL, self._look_again)
+        return None
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        runtime = ticket.runtime
+        runtime.queue.remove(ticket)
+        self.waiting -= 1
+        self._cells[self._base + runtime.state.config.slot * COLUMNS + columns.WAITING] = len(runtime.queue)
+
+    def serve_queue(self, runtime: PoolRuntime, now: float) -> None:
+        """Give free places to those that wait, the oldest first."""
+        if not runtime.queue:
+            return
+        self._refresh(runtime.limited)
+        for ticket in list(runtime.queue):
+            server: ServerState | None = ticket.server
+            if not ticket.pinned or (server is not None and not server.alive):
+                server = runtime.balancer.choose(ticket.facts, now, ticket.tried)
+            if server is None or server.full:
+                if not ticket.pinned:
+                    return
+                continue
+            self._unqueue(ticket)
+            ticket.server = server
+            actions = self._proceed(ticket, False, now)
+            if ticket.phase == QUEUED:
+                return  # another worker was quicker
+            if actions:
+                ticket.connection.run(actions, now)
+
+    def _look_again(self) -> None:
+        self._poll = None
+        now = self.loop.time()
+        for runtime in list(self.pools.values()):
+            self.serve_queue(runtime, now)
+        if self.waiting:
+            self._poll = self.loop.call_later(QUEUE_POLL, self._look_again)
+
+    # --- connections ------------------------------------------------------------------------------------------
+
+    def _connect(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
+        server = ticket.server
+        idle = server.idle
+        while idle and not fresh:
+            upstream = idle.pop()
+            assert isinstance(upstream, ServerConnection)
+            if now - upstream.idle_since > 1.0 and upstream.readable_now():
+                upstream.close()  # it closed while nobody looked
+                continue
+            ticket.reused = True
+            ticket.connect_time = 0.0
+            self._count(server, columns.REUSED)
+            return self._hold(ticket, upstream, now)
+        ticket.reused = False
+        try:
+            upstream, code = open_connection(self.loop, server)
+        except OSError as problem:
+            self._log("descriptors", f"no connection to {server.pool}/{server.name}: {problem.strerror}", now)
+            self._give_back(ticket, None, -1.0)
+            ticket.connection.ticket = None
+            return ticket.connection.session.failed(Failure.CONNECTION_LIMIT, ticket.choice, now)
+        ticket.upstream = upstream
+        ticket.began = now
+        if code == 0:
+            upstream.begin()
+            return self._connected(ticket, upstream, now)
+        if code != EINPROGRESS:
+            return self._connect_failed(ticket, refusal(code), now)
+        ticket.phase = CONNECTING
+        ticket.deadline = now + ticket.pool.config.timeouts.connect
+        upstream.ticket = ticket
+        self.loop.remove_reader(upstream.fd)
+        upstream.write_more(True)
+        return None
+
+    def connect_ended(self, ticket: Ticket, code: int) -> None:
+        """A connection is established, or refused with that errno."""
+        now = self.loop.time()
+        upstream = ticket.upstream
+        assert upstream is not None
+        upstream.ticket = None
+        if code:
+            actions = self._connect_failed(ticket, refusal(code), now)
+        else:
+            upstream.read_more(True)
+            actions = self._connected(ticket, upstream, now)
+        if actions:
+            ticket.connection.run(actions, now)
+        else:
+            ticket.connection.settle(now)
+
+    def _connected(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
+        ticket.connect_time = now - ticket.began
+        self._count(ticket.server, columns.CONNECTIONS)
+        return self._hold(ticket, upstream, now)
+
+    def _hold(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
+        ticket.phase = HELD
+        ticket.deadline = 0.0
+        ticket.upstream = upstream
+        connection = ticket.connection
+        upstream.owner = connection
+        connection.upstream = upstream
+        sticky = ticket.runtime.stickiness
+        if sticky is not None:
+            ticket.set_cookie = sticky.chosen(ticket.facts, ticket.server.name, now)
+            if ticket.sticky:
+                self._count(ticket.server, columns.STICKY)
+        return connection.session.connected(ticket, now)
+
+    def _connect_failed(self, ticket: Ticket, failure: Failure, now: float) -> list[Action] | None:
+        server = ticket.server
+        self._count(server, columns.CONNECT_ERRORS)
+        self._drop(ticket, failure)
+        retries = ticket.pool.config.retries
+        if "connect-failure" in retries.when and ticket.attempt < retries.attempts:
+            # Nothing was sent: any request may go to another server.
+            ticket.attempt += 1
+            ticket.tried.append(server)
+            ticket.sticky = ""
+            self._count(server, columns.RETRIES)
+            other = ticket.runtime.balancer.choose(ticket.facts, now, ticket.tried)
+            if other is not None:
+                ticket.server = other
+                ticket.began = now
+                return self._proceed(ticket, False, now)
+        ticket.connection.ticket = None
+        return ticket.connection.session.failed(failure, ticket.choice, now)
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def release(self, connection: Connection, release: Release, now: float) -> None:
+        """The session is done with its server, or gives up waiting for one."""
+        ticket = connection.ticket
+        if ticket is None:
+            return
+        connection.ticket = None
+        if ticket.phase == QUEUED:
+            self._unqueue(ticket)
+            ticket.phase = DONE
+            return
+        upstream = ticket.upstream
+        if ticket.phase != HELD or upstream is None or not release.reusable:
+            self._drop(ticket, release.failure, release.latency)
+            return
+        connection.upstream = None
+        upstream.owner = None
+        server = ticket.server
+        config = ticket.pool.config
+        current = self.pools.get(ticket.pool.name)
+        known = current is not None and current.state.by_name.get(server.name) is server
+        if known and server.alive and upstream.out is None and len(server.idle) < config.idle_connections:
+            upstream.idle_since = now
+            upstream.read_bytes = 16384
+            upstream.read_more(True)
+            server.idle.append(upstream)
+        else:
+            upstream.close()
+        self._give_back(ticket, release.failure, release.latency)
+
+    def _drop(self, ticket: Ticket, failure: Failure | None, latency: float = -1.0) -> None:
+        """Close the ticket's connection, if any, and give its place back."""
+        upstream = ticket.upstream
+        held = ticket.phase in (NEW, CONNECTING, HELD)
+        if upstream is not None:
+            ticket.connection.upstream = None
+            upstream.close()
+            ticket.upstream = None
+        if held:
+            self._give_back(ticket, failure, latency)
+
+    def _give_back(self, ticket: Ticket, failure: Failure | None, latency: float) -> None:
+        server = ticket.server
+        ticket.phase = DONE
+        server.active -= 1
+        self._cells[self._base + server.slot * COLUMNS] = server.active
+        ticket.runtime.balancer.released(server, latency)
+        if failure is None:
+            if server.failures and latency >= 0:
+                server.failures = 0
+                self._report(ServerResult(server.pool, server.name, ""))
+        else:
+            self._count(server, columns.RESPONSE_ERRORS)
+            if ticket.pool.config.outliers is not None:
+                server.failures += 1
+                self._report(ServerResult(server.pool, server.name, failure.label))
+        if self.waiting:
+            self.loop.call_soon(self.serve_queue, ticket.runtime, self.loop.time())
+
+    def expired(self, ticket: Ticket, now: float) -> list[Action] | None:
+        """The ticket's deadline has come while it waited in the queue or for its connection."""
+        if ticket.phase == QUEUED:
+            self._unqueue(ticket)
+            ticket.phase = DONE
+            ticket.connection.ticket = None
+            return ticket.connection.session.failed(Failure.QUEUE_TIMEOUT, ticket.choice, now)
+        return self._connect_failed(ticket, Failure.CONNECT_TIMEOUT, now)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+        for runtime in self.pools.values():
+            for server in runtime.state.servers:
+                self.close_idle(server)
+
+    def close_idle(self, server: ServerState, before: float = float("inf")) -> None:
+        """Close a server's idle connections that have had no work since ``before``."""
+        while server.idle:
+            upstream = server.idle[0]
+            assert isinstance(upstream, ServerConnection)
+            if upstream.idle_since >= before:
+                break
+            server.idle.pop(0)
+            upstream.close()
+
+    def _count(self, server: ServerState, column: int) -> None:
+        self._cells[self._base + server.slot * COLUMNS + column] += 1
+
+    def _log_lost(self, runtime: PoolRuntime, server: str, now: float) -> None:
+        self._log(
+            f"{runtime.state.name}/{server}",
+            f"{runtime.state.name}/{server} is not available: its sticky users go to other servers",
+            now,
+        )
+
+    def _log(self, key: str, text: str, now: float) -> None:
+        """Log at most once a second for each key, since what is said here may happen for every request."""
+        if now - self._logged.get(key, -LOG_SECONDS) >= LOG_SECONDS:
+            if len(self._logged) > ROWS:
+                self._logged.clear()
+            self._logged[key] = now
+            log.warning("%s", text)

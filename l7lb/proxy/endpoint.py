@@ -1,0 +1,141 @@
+"""A socket in the event loop: read and write interest, and what could not be written yet.
+
+Raw non-blocking sockets under add_reader and add_writer, not transports: a third cheaper, and back-pressure is plain
+to see. Reads and writes carry MSG_DONTWAIT, which saves making each accepted socket non-blocking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from l7lb.proxy.relay import Pump
+
+DONT_WAIT = socket.MSG_DONTWAIT
+SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+HIGH_WATER = 64 * 1024  # bytes waiting to be written at which the other side is no longer read
+BLOCKED = (errno.EAGAIN, errno.EINPROGRESS)
+
+
+class Endpoint:
+    """One side of a connection. Subclasses handle what is read; ``broken`` says that writing failed."""
+
+    __slots__ = (
+        "armed",
+        "broken",
+        "fd",
+        "loop",
+        "out",
+        "progress",
+        "pump_in",
+        "pump_out",
+        "reading",
+        "sock",
+        "writing",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        self.loop = loop
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.out: bytearray | None = None
+        self.reading = False
+        self.writing = False
+        self.broken = False
+        self.armed = 0
+        self.progress = 0.0  # when the peer last took something that had to wait
+        self.pump_in: Pump | None = None  # takes what is read here
+        self.pump_out: Pump | None = None  # writes here
+
+    def begin(self) -> None:
+        """Enter the loop. Any handle that the loop may still keep for this descriptor's number goes first: after a
+        reset uvloop leaves a closed one in its table, and every later use of the number would fail.
+        """
+        self.loop.remove_reader(self.fd)
+        self.loop.add_reader(self.fd, self.on_readable)
+        self.reading = True
+
+    def read_more(self, wanted: bool) -> None:
+        """Read on, or stop reading, so that the kernel's buffer fills and the peer waits."""
+        if wanted is not self.reading:
+            self.reading = wanted
+            if wanted:
+                self.loop.add_reader(self.fd, self.on_readable)
+            else:
+                self.loop.remove_reader(self.fd)
+
+    def write_more(self, wanted: bool) -> None:
+        """Be told when there is room to write."""
+        if wanted is not self.writing:
+            self.writing = wanted
+            if wanted:
+                self.loop.add_writer(self.fd, self.on_writable)
+            else:
+                self.loop.remove_writer(self.fd)
+
+    def send(self, data: bytes) -> None:
+        """Write now what the socket takes, and the rest when it can."""
+        if self.out is not None:
+            self.out += data
+            return
+        try:
+            count = self.sock.send(data, SEND_FLAGS)
+        except BlockingIOError:
+            count = 0
+        except OSError:
+            self.broken = True
+            return
+        if count < len(data):
+            self.progress = self.loop.time()
+            self.out = bytearray(memoryview(data)[count:])
+            self.write_more(True)
+
+    def flush(self) -> bool:
+        """Write what waits; True when nothing is left (or the socket is broken)."""
+        out = self.out
+        if out is None:
+            return True
+        try:
+            count = self.sock.send(out, SEND_FLAGS)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.broken = True
+            self.out = None
+            self.write_more(False)
+            return True
+        self.progress = self.loop.time()
+        if count == len(out):
+            self.out = None
+            self.write_more(False)
+            return True
+        del out[:count]
+        return False
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits to be written that the other side should pause."""
+        return self.out is not None and len(self.out) >= HIGH_WATER
+
+    def leave(self, reset: bool = False) -> None:
+        """Leave the loop and close, with a reset where the peer must not take this for a regular end."""
+        self.read_more(False)
+        self.write_more(False)
+        self.out = None
+        if reset:
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+            except OSError:
+                pass  # the connection is gone already
+        self.sock.close()
+
+    def on_readable(self) -> None:
+        """The socket has something to read, an end or an error."""
+        raise NotImplementedError
+
+    def on_writable(self) -> None:
+        """The socket takes more."""
+        raise NotImplementedError

@@ -1,0 +1,217 @@
+"""Listening: accepting in batches, pausing when the process or the listener is at its limit, and what a listener's
+connections share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+from l7lb.core.actions import Finished
+from l7lb.core.contracts import Peer, SessionFactory
+from l7lb.core.errors import Failure
+from l7lb.core.record import AccessRecord
+from l7lb.core.snapshot import Listener
+from l7lb.proxy import counts as columns
+from l7lb.proxy.connection import Connection
+from l7lb.proxy.counts import BUCKETS, COLUMNS, Counts
+from l7lb.proxy.dispatch import Dispatcher, Ticket
+from l7lb.proxy.timers import Timers
+from l7lb.routing import Router
+from l7lb.routing.templates import Template, compile_template
+
+BATCH = 32  # connections accepted before others get their turn
+PAUSE_SECONDS = 0.1
+LAST_BUCKET = columns.HISTOGRAM + len(BUCKETS)
+
+log = logging.getLogger("l7lb.listener")
+
+
+class ListenerState:
+    """A listener of the current snapshot: its rules, its way to make sessions, its counts."""
+
+    __slots__ = ("cells", "config", "connections", "factory", "name", "record", "router", "row", "templates", "timers")
+
+    def __init__(
+        self,
+        config: Listener,
+        router: Router,
+        factory: SessionFactory,
+        timers: Timers,
+        counts: Counts,
+        record: Callable[[AccessRecord], None] | None,
+    ) -> None:
+        self.name = config.name
+        self.config = config
+        self.router = router
+        self.factory = factory
+        self.timers = timers
+        self.cells = counts.cells
+        self.row = counts.row(config.slot)
+        self.record = record
+        self.connections: set[Connection] = set()
+        self.templates: dict[str, Template] = {}
+
+    def template(self, text: str) -> Template:
+        """A template of the rules, compiled once."""
+        known = self.templates.get(text)
+        if known is None:
+            known = self.templates[text] = compile_template(text)
+        return known
+
+    def update(
+        self, config: Listener, router: Router, factory: SessionFactory, record: Callable[[AccessRecord], None] | None
+    ) -> None:
+        """Take over a new snapshot's form; its connections stay, and their next requests follow the new rules."""
+        self.config = config
+        self.router = router
+        self.factory = factory
+        self.record = record
+        self.templates = {}
+
+    def opened(self, connection: Connection) -> None:
+        """A connection was accepted."""
+        self.connections.add(connection)
+        self.cells[self.row + columns.ACTIVE] = len(self.connections)
+        self.cells[self.row + columns.CONNECTIONS] += 1
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self.cells[self.row + columns.ACTIVE] = len(self.connections)
+
+    def finished(self, action: Finished, ticket: Ticket | None) -> None:
+        """Count a request, and write its record."""
+        row = self.row
+        self._count(row, action)
+        if ticket is not None:
+            self._count(row - self.config.slot * COLUMNS + ticket.server.slot * COLUMNS, action)
+        if self.record is not None:
+            self.record(action.record())
+
+    def _count(self, row: int, action: Finished) -> None:
+        cells = self.cells
+        cells[row + columns.REQUESTS] += 1
+        cells[row + columns.RECEIVED] += action.received
+        cells[row + columns.SENT] += action.sent
+        status = action.status // 100
+        if 0 < status < 6:
+            cells[row + columns.STATUS_1XX - 1 + status] += 1
+        cells[row + columns.HISTOGRAM + bisect_left(BUCKETS, action.elapsed)] += 1
+        failure = action.failure
+        if failure is not None:
+            if failure is Failure.CLIENT_CLOSED:
+                cells[row + columns.ABORTED] += 1
+            elif failure in (Failure.CLIENT_TIMEOUT, Failure.SERVER_TIMEOUT, Failure.SERVER_STALLED):
+                cells[row + columns.TIMEOUTS] += 1
+            else:
+                cells[row + columns.REFUSED] += 1
+
+
+class Acceptor:
+    """One listening socket. ``find`` gives the listener that its address has in the current snapshot."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        find: Callable[[], ListenerState | None],
+        dispatcher: Dispatcher,
+        counts: Counts,
+        workers: Callable[[], int],
+    ) -> None:
+        self.sock = sock
+        self._loop = loop
+        self._find = find
+        self._dispatcher = dispatcher
+        self._counts = counts
+        self._workers = workers
+        self._fd = sock.fileno()
+        self._family = int(sock.family)
+        self._on = False
+        self._pause: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            # Accepted sockets inherit it: one system call saved for each connection.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        name = sock.getsockname()
+        self._local: str = name[0] if isinstance(name, tuple) else "unix:"
+        self._port: int = name[1] if isinstance(name, tuple) else 0
+
+    def start(self) -> None:
+        """Accept from now on."""
+        if not self._on:
+            self._on = True
+            self._loop.remove_reader(self._fd)
+            self._loop.add_reader(self._fd, self._accept)
+
+    def stop(self) -> None:
+        """Accept no more; the socket stays open."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._on:
+            self._on = False
+            self._loop.remove_reader(self._fd)
+
+    def _wait(self) -> None:
+        """Leave what comes in the kernel's queue for a moment."""
+        self._loop.remove_reader(self._fd)
+        self._pause = self._loop.call_later(PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        if self._on:
+            self._loop.add_reader(self._fd, self._accept)
+
+    def _accept(self) -> None:
+        listener = self._find()
+        if listener is None:
+            self.stop()
+            return
+        now = self._loop.time()
+        for _ in range(BATCH):
+            if self._at_limit(listener):
+                self._wait()
+                return
+            try:
+                # What socket.accept() does, less the enumerations it makes for each connection.
+                fd, address = self.sock._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue  # it left while it waited
+            except OSError as problem:
+                # No descriptors or memory: those who are here go on, those who wait stay in the kernel's queue.
+                log.warning("listener %s pauses: %s", listener.name, problem.strerror)
+                self._wait()
+                return
+            self._begin(listener, socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=fd), address, now)
+
+    def _begin(self, listener: ListenerState, sock: socket.socket, address: Any, now: float) -> None:
+        if self._family == socket.AF_UNIX:
+            peer = Peer("unix:", 0, "unix:", 0)
+            client = "unix:"
+        else:
+            host = address[0].removeprefix("::ffff:") if address[0][:7] == "::ffff:" else address[0]
+            peer = Peer(host, address[1], self._local, self._port)
+            client = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+        session = listener.factory(peer, now)
+        connection = Connection(listener, self._dispatcher, sock, session, client, now)
+        listener.opened(connection)
+        connection.begin()
+        connection.run(session.start(now), now)
+        if connection.phase == 0:
+            # Most clients have sent their request by now: reading at once saves a turn of the loop.
+            connection.on_readable()
+
+    def _at_limit(self, listener: ListenerState) -> bool:
+        limit = listener.config.connections
+        own = len(listener.connections)
+        if own * 2 < limit and self._workers() <= 2:
+            return False
+        return self._counts.total(listener.config.slot, columns.ACTIVE, self._workers()) >= limit

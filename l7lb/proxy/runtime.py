@@ -1,0 +1,300 @@
+"""One worker's data path: the current snapshot, and everything that lives on through its changes.
+
+`apply` swaps one snapshot for the next: servers keep their health, counts and idle connections, listeners their
+clients, and nothing that is established notices. The same class runs inside a worker process and inside a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from l7lb.core.contracts import ProtocolSpec, SessionFactory
+from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
+from l7lb.core.record import AccessRecord
+from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.snapshot import Listener, Pool, Snapshot
+from l7lb.persistence import Tables, make_stickiness
+from l7lb.proxy.accesslog import AccessLogWriter, timestamp
+from l7lb.proxy.counts import Counts
+from l7lb.proxy.dispatch import Dispatcher, PoolRuntime
+from l7lb.proxy.listener import Acceptor, ListenerState
+from l7lb.proxy.timers import Timers
+from l7lb.routing import Router
+from l7lb.routing.balance import make_balancer
+
+REFRESH_SECONDS = 0.05  # between looks at the other workers' load
+IDLE_SECONDS = 1.0  # between looks at idle server connections
+
+
+class Runtime:
+    """A worker's data path. ``report`` gets what passive health must know, ``observe`` every access record."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocols: Mapping[str, ProtocolSpec],
+        counts: Counts,
+        tables: Tables,
+        report: Callable[[ServerResult], None],
+        observe: Callable[[AccessRecord], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.snapshot: Snapshot | None = None
+        self.drained = asyncio.Event()
+        self.timers = Timers(loop)
+        self.dispatcher = Dispatcher(loop, counts, self._workers, report)
+        self.listeners: dict[str, ListenerState] = {}
+        self._protocols = protocols
+        self._counts = counts
+        self._tables = tables
+        self._observe = observe
+        self._health: dict[tuple[str, str], ServerHealth] = {}
+        self._by_bind: dict[str, ListenerState] = {}
+        self._acceptors: dict[tuple[str, int], Acceptor] = {}
+        self._leaving: list[ListenerState] = []  # listeners that a reload removed, while they have clients
+        self._log: AccessLogWriter | None = None
+        self._draining = False
+        self._timers = [
+            loop.call_later(REFRESH_SECONDS, self._refresh),
+            loop.call_later(IDLE_SECONDS, self._sweep),
+        ]
+
+    # --- configuration ----------------------------------------------------------------------------------------
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Use this snapshot from now on. Raises without any change where a part of it can't be built."""
+        factories = {listener.name: self._factory(listener) for listener in snapshot.listeners}
+        routers = {listener.name: Router(listener) for listener in snapshot.listeners}
+        pools = {pool.name: self._pool(pool) for pool in snapshot.pools}
+        log = self._open_log(snapshot)
+        # Nothing can fail from here on.
+        if log is not self._log:
+            if self._log is not None:
+                self._log.close()
+            self._log = log
+        record = self._recorder()
+        before = self.listeners
+        self.listeners = {}
+        for config in snapshot.listeners:
+            state = before.pop(config.name, None)
+            if state is None or state.config.protocol != config.protocol or state.config.slot != config.slot:
+                if state is not None:
+                    self._leave(state)
+                state = ListenerState(
+                    config, routers[config.name], factories[config.name], self.timers, self._counts, record
+                )
+            else:
+                state.update(config, routers[config.name], factories[config.name], record)
+            self.listeners[config.name] = state
+        for state in before.values():
+            self._leave(state)
+        self._by_bind = {str(address): self.listeners[one.name] for one in snapshot.listeners for address in one.bind}
+        self._replace_pools(pools)
+        self.snapshot = snapshot
+        self._start_acceptors()
+
+    def _factory(self, listener: Listener) -> SessionFactory:
+        return self._protocols[listener.protocol].sessions(listener)
+
+    def _pool(self, pool: Pool) -> PoolRuntime:
+        """The pool's new form, with the states of the servers that stay."""
+        old = self.dispatcher.pools.get(pool.name)
+        servers = []
+        for config in pool.servers:
+            known = old.state.by_name.get(config.name) if old is not None else None
+            if known is None or known.config.address != config.address or known.slot != config.slot:
+                known = ServerState(pool.name, config)
+                self._judge(known)
+            servers.append(known)
+        same = old is not None and old.state.config == pool
+        if same and old is not None:
+            return old
+        state = PoolState(pool, servers)
+        # Until the swap the states must not show the new configuration, so it is set in _replace_pools.
+        return PoolRuntime(state, make_balancer(state), make_stickiness(pool, self._tables))
+
+    def _replace_pools(self, pools: dict[str, PoolRuntime]) -> None:
+        before = self.dispatcher.pools
+        self.dispatcher.pools = pools
+        kept: set[int] = set()
+        now = self.loop.time()
+        for runtime in pools.values():
+            for state, config in zip(runtime.state.servers, runtime.state.config.servers, strict=True):
+                state.config = config
+                kept.add(id(state))
+            runtime.limited = [state for state in runtime.state.servers if state.config.max_connections]
+            old = before.get(runtime.state.name)
+            if old is not None and old is not runtime:
+                for ticket in old.queue:
+                    ticket.runtime = runtime
+                runtime.queue = old.queue
+            runtime.balancer.changed(now)
+        for old in before.values():
+            for state in old.state.servers:
+                if id(state) not in kept:
+                    self.dispatcher.close_idle(state)
+
+    def _open_log(self, snapshot: Snapshot) -> AccessLogWriter | None:
+        config = snapshot.access_log
+        if config is None:
+            return None
+        if self._log is not None and self._log.config == config:
+            return self._log
+        return AccessLogWriter(self.loop, config)
+
+    def _recorder(self) -> Callable[[AccessRecord], None] | None:
+        log, observe = self._log, self._observe
+        if observe is None:
+            return None if log is None else log.write
+        if log is None:
+            return observe
+
+        def both(record: AccessRecord) -> None:
+            log.write(record)
+            observe(record)
+
+        return both
+
+    def _leave(self, state: ListenerState) -> None:
+        """A listener is no longer configured: its clients may finish."""
+        self._leaving = [one for one in self._leaving if one.connections]
+        if state.connections:
+            self._leaving.append(state)
+            now = self.loop.time()
+            for connection in list(state.connections):
+                connection.drain(now)
+
+    def _workers(self) -> int:
+        return self.snapshot.workers if self.snapshot is not None else 1
+
+    # --- sockets ----------------------------------------------------------------------------------------------
+
+    def accept_from(self, bind: str, sock: socket.socket) -> None:
+        """Accept from a listening socket of that address, as long as the snapshot has a listener for it."""
+        key = (bind, sock.fileno())
+        if key not in self._acceptors:
+            self._acceptors[key] = Acceptor(
+                self.loop, sock, lambda: self._by_bind.get(bind), self.dispatcher, self._counts, self._workers
+            )
+        self._start_acceptors()
+
+    def stop_accepting(self, bind: str, sock: socket.socket) -> None:
+        """Leave a listening socket to others. It is not closed."""
+        acceptor = self._acceptors.pop((bind, sock.fileno()), None)
+        if acceptor is not None:
+            acceptor.stop()
+
+    def _start_acceptors(self) -> None:
+        for (bind, _), acceptor in self._acceptors.items():
+            if bind in self._by_bind and not self._draining:
+                acceptor.start()
+            else:
+                acceptor.stop()
+
+    # --- what changes by the second ---------------------------------------------------------------------------
+
+    def server_health(self, verdict: ServerHealth) -> None:
+        """The supervisor's verdict on a server, now or before its pool is known."""
+        self._health[verdict.pool, verdict.server] = verdict
+        runtime = self.dispatcher.pools.get(verdict.pool)
+        state = runtime.state.by_name.get(verdict.server) if runtime is not None else None
+        if runtime is None or state is None:
+            return
+        self._judge(state)
+        if not state.alive:
+            self.dispatcher.close_idle(state)
+        now = self.loop.time()
+        runtime.balancer.changed(now)
+        self.dispatcher.serve_queue(runtime, now)
+
+    def _judge(self, state: ServerState) -> None:
+        verdict = self._health.get((state.pool, state.name))
+        if verdict is not None:
+            state.healthy = verdict.healthy
+            state.ejected = verdict.ejected
+            state.up_since = verdict.since
+
+    def _refresh(self) -> None:
+        self.dispatcher.refresh_all()
+        self._timers[0] = self.loop.call_later(REFRESH_SECONDS, self._refresh)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for runtime in self.dispatcher.pools.values():
+            for server in runtime.state.servers:
+                if server.idle:
+                    self.dispatcher.close_idle(server, now - runtime.state.config.timeouts.idle)
+        self._timers[1] = self.loop.call_later(IDLE_SECONDS, self._sweep)
+        self._check_drained()
+
+    # --- to see -----------------------------------------------------------------------------------------------
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return sum(len(state.connections) for state in (*self.listeners.values(), *self._leaving))
+
+    def sessions(self, limit: int) -> list[SessionRow]:
+        """What is in progress, so many at most; idle keep-alive connections are not listed."""
+        rows: list[SessionRow] = []
+        offset = time.time() - self.loop.time()
+        for state in (*self.listeners.values(), *self._leaving):
+            for connection in state.connections:
+                ticket = connection.ticket
+                if ticket is None:
+                    continue
+                if len(rows) >= limit:
+                    return rows
+                about = connection.session.describe()
+                rows.append(
+                    SessionRow(
+                        protocol=state.config.protocol,
+                        client=connection.client,
+                        listener=state.name,
+                        pool=ticket.pool.name,
+                        server=ticket.server.name,
+                        since=timestamp(connection.since + offset),
+                        mailbox=about.get("mailbox", ""),
+                        detail=about.get("detail", ""),
+                    )
+                )
+        return rows
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Accept nothing more, end idle connections, let the others finish; ``drained`` is set when all have."""
+        self._draining = True
+        self._start_acceptors()
+        now = self.loop.time()
+        for state in (*self.listeners.values(), *self._leaving):
+            for connection in list(state.connections):
+                connection.drain(now)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self._draining and not self.connections:
+            self.drained.set()
+
+    def reopen_logs(self) -> None:
+        """Open the access log again by its name."""
+        if self._log is not None:
+            self._log.reopen()
+
+    def close(self) -> None:
+        """End everything at once."""
+        for acceptor in self._acceptors.values():
+            acceptor.stop()
+        self._acceptors.clear()
+        for state in (*self.listeners.values(), *self._leaving):
+            for connection in list(state.connections):
+                connection.close(reset=True)
+        self.dispatcher.close()
+        self.timers.close()
+        for timer in self._timers:
+            timer.cancel()
+        if self._log is not None:
+            self._log.close()

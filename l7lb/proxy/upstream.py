@@ -1,0 +1,140 @@
+"""Connections to servers: opening them, keeping them for the next request, and noticing that they closed.
+
+An idle connection stays in the event loop, so that a server that closes it is noticed before it is used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from l7lb.core.actions import Side
+from l7lb.core.errors import Failure
+from l7lb.core.servers import ServerState
+from l7lb.proxy.endpoint import BLOCKED, DONT_WAIT, Endpoint
+
+if TYPE_CHECKING:
+    from l7lb.proxy.connection import Connection
+    from l7lb.proxy.dispatch import Ticket
+
+READ_BYTES = 16 * 1024
+READ_BULK = 256 * 1024
+
+
+class ServerConnection(Endpoint):
+    """A connection to a server: connecting for a ticket, then owned by a client's connection, or idle."""
+
+    __slots__ = ("closed", "idle_since", "owner", "read_bytes", "server", "ticket")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, server: ServerState) -> None:
+        super().__init__(loop, sock)
+        self.server = server
+        self.owner: Connection | None = None
+        self.ticket: Ticket | None = None  # while connecting
+        self.closed = False
+        self.idle_since = 0.0
+        self.read_bytes = READ_BYTES
+
+    def on_readable(self) -> None:
+        if self.pump_in is not None:
+            self.pump_in.readable()
+            return
+        owner = self.owner
+        try:
+            data = self.sock.recv(self.read_bytes, DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+            error = True
+        else:
+            error = False
+        if owner is None:
+            # An idle server has nothing to say: it closed, or it breaks the protocol.
+            self.retire()
+            return
+        if data:
+            size = len(data)
+            if size == self.read_bytes:
+                self.read_bytes = READ_BULK
+            owner.server_bytes(data)
+        else:
+            self.read_more(False)
+            owner.server_ended(error)
+
+    def on_writable(self) -> None:
+        ticket = self.ticket
+        if ticket is not None:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self.write_more(False)
+            ticket.connection.dispatcher.connect_ended(ticket, code)
+            return
+        if not self.flush():
+            return
+        if self.pump_out is not None:
+            self.pump_out.writable()
+        if self.owner is not None:
+            self.owner.written(Side.SERVER)
+
+    def retire(self) -> None:
+        """Close an idle connection and take it off the shelf."""
+        try:
+            self.server.idle.remove(self)
+        except ValueError:
+            pass  # it was just taken
+        self.close()
+
+    def close(self, reset: bool = False) -> None:
+        """Close it, once."""
+        if not self.closed:
+            self.closed = True
+            self.owner = None
+            self.ticket = None
+            self.leave(reset)
+
+    def readable_now(self) -> bool:
+        """Whether bytes or an end are waiting on a connection that should be silent."""
+        try:
+            self.sock.recv(1, DONT_WAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+def open_connection(loop: asyncio.AbstractEventLoop, server: ServerState) -> tuple[ServerConnection, int]:
+    """Begin to connect. Returns the connection and 0 when it is there at once, EINPROGRESS, or the errno of a refusal.
+
+    Raises OSError where no socket can be made (descriptors used up).
+    """
+    address = server.config.address
+    if address.path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        target: str | tuple[str, int] = address.path
+    else:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        target = (address.host, address.port)
+    connection = ServerConnection(loop, sock, server)
+    try:
+        code = sock.connect_ex(target)
+    except OSError as problem:  # a path that is too long, a host that is no address
+        return connection, problem.errno or 22
+    return connection, code
+
+
+def refusal(code: int) -> Failure:
+    """The failure that a connect's errno stands for."""
+    return Failure.CONNECT_TIMEOUT if code == 110 else Failure.CONNECT_REFUSED
+
+
+def describe(code: int) -> str:
+    """An errno in words, for logs."""
+    return os.strerror(code)
+
+
+__all__ = ["BLOCKED", "ServerConnection", "describe", "open_connection", "refusal"]
