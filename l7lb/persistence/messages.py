@@ -1,0 +1,127 @@
+"""What the node's state process and its workers tell one another about sticky tables, over a unix stream socket.
+
+Each message is MessagePack behind its length in four bytes, big end first. The worker begins::
+
+    worker                          state process
+    Join                    ->
+                            <-      Welcome, or Refused and the end
+    Follow (for each table) ->
+                            <-      Changes ..., then Taught when everything has been told once
+    Changes                 ->
+                            <-      Seen
+    Leave                   ->
+
+An *incarnation* is one life of the state process; sequence numbers mean something only in one incarnation. A worker
+that joins the one it knew goes on where it was; one that meets a new incarnation teaches it all that it holds. Times
+in changes are ticks of the monotonic clock, which all processes of a node share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from l7lb.persistence.table import KEY_LIMIT, Delta
+
+PROTOCOL = 1  # grows when the messages change, so that versions don't talk past one another
+LIMIT = 1 << 20  # bytes of one message
+CHUNK = 256  # changes in one message: some 15 KB, decoded and merged in less than a millisecond
+NAME_LIMIT = 1024  # bytes of a table's or server's name
+ALL = -1  # instead of a sequence number: part of a teaching
+
+
+class Join(msgspec.Struct, tag="join"):
+    """A worker introduces itself: its number in versions, and the incarnation it knew (0: none)."""
+
+    protocol: int
+    origin: int
+    incarnation: int
+
+
+class Welcome(msgspec.Struct, tag="welcome"):
+    """The state process answers."""
+
+    protocol: int
+    incarnation: int
+
+
+class Refused(msgspec.Struct, tag="refused"):
+    """The state process won't have this peer; the connection ends."""
+
+    reason: str
+
+
+class Follow(msgspec.Struct, tag="follow"):
+    """The worker holds this table and wants what changes after ``position``, or all of it (``ALL``).
+
+    Said again when ``ttl`` or ``size`` have changed; then ``position`` counts only where nothing is followed yet.
+    """
+
+    table: str
+    ttl: float
+    size: int
+    position: int
+
+
+class Leave(msgspec.Struct, tag="leave"):
+    """The worker no longer holds this table."""
+
+    table: str
+
+
+class Changes(msgspec.Struct, tag="changes"):
+    """Changes of a table up to the sender's sequence number ``reaches``, or some in a teaching (``ALL``)."""
+
+    table: str
+    reaches: int
+    deltas: list[Delta]
+
+
+class Taught(msgspec.Struct, tag="taught"):
+    """The whole table has been told; what comes next changed after the sender's ``reaches``."""
+
+    table: str
+    reaches: int
+
+
+class Seen(msgspec.Struct, tag="seen"):
+    """The worker's changes have been merged up to its sequence number ``reaches``."""
+
+    table: str
+    reaches: int
+
+
+FromWorker = Join | Follow | Leave | Changes | Taught
+FromState = Welcome | Refused | Changes | Taught | Seen
+
+encoder = msgspec.msgpack.Encoder()
+from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+from_state: msgspec.msgpack.Decoder[FromState] = msgspec.msgpack.Decoder(FromState)
+
+
+class BadMessage(Exception):
+    """The other side sent what no l7lb sends; the connection must end."""
+
+
+def frame(message: FromWorker | FromState) -> bytes:
+    """A message as it goes over the wire."""
+    body = encoder.encode(message)
+    if len(body) > LIMIT:
+        raise ValueError(f"a message of {len(body)} bytes")
+    return len(body).to_bytes(4, "big") + body
+
+
+def chunks(deltas: list[Delta]) -> Iterator[list[Delta]]:
+    """Changes in lists that fit into one message."""
+    for start in range(0, len(deltas), CHUNK):
+        yield deltas[start : start + CHUNK]
+
+
+def check_changes(message: Changes) -> None:
+    """Raises BadMessage where names or keys are out of bounds; an honest peer's never are."""
+    if len(message.deltas) > CHUNK:
+        raise BadMessage(f"{len(message.deltas)} changes in a message")
+    for key, server, _, origin in message.deltas:
+        if not 0 < len(key) <= KEY_LIMIT or len(server) > NAME_LIMIT or not 0 < origin < 1 << 32:
+            raise BadMessage("a change with an impossible key, server's name or origin")

@@ -1,0 +1,399 @@
+"""The node's state process: it holds the sticky tables while workers come and go.
+
+Workers connect to its unix socket, are taught what it knows, and tell it what changes; it passes that on to the
+others. It outlives the supervisor and the workers. When it dies, they go on with their replicas and teach the one
+that comes after it. It needs no privileges::
+
+    python -m l7lb.persistence.state --socket run/state.sock --save run/state/tables --size 1000000
+
+SIGTERM: save and end. SIGINT and SIGHUP, which a terminal sends to all processes of a group, are ignored: the
+supervisor decides. Without its parent and without a worker for half a minute it saves and ends, so that no node leaves
+it behind. Exit status: 0; 1 where the socket can't be opened or the tables couldn't be saved; 3 where another state
+process serves the socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from l7lb.core.unixpath import short_path
+from l7lb.persistence.exchange import STALL, Sender, receive, together
+from l7lb.persistence.messages import (
+    ALL,
+    LIMIT,
+    NAME_LIMIT,
+    PROTOCOL,
+    BadMessage,
+    Changes,
+    Follow,
+    FromWorker,
+    Join,
+    Leave,
+    Refused,
+    Seen,
+    Taught,
+    Welcome,
+    check_changes,
+    from_worker,
+)
+from l7lb.persistence.save import Clock, CorruptFile, load, save
+from l7lb.persistence.table import MAX_SIZE, Table
+from l7lb.persistence.tables import new_origin
+
+RELAY = 0.005  # seconds in which changes gather before they are passed on
+TICK = 1.0  # seconds between two rounds of housekeeping
+SAVE_INTERVAL = 60.0
+ORPHANED = 30.0  # seconds without parent and workers
+MAX_WORKERS = 256
+MAX_TABLES = 4096
+EXIT_FAILED = 1
+EXIT_SERVED = 3
+
+log = logging.getLogger("l7lb.state")
+
+
+class AlreadyServed(Exception):
+    """Another state process answers at the socket."""
+
+
+@dataclass
+class Following:
+    """A worker's replica of one table: where it is in our changes, and how far we merged its own."""
+
+    position: int
+    seen: int = ALL
+    told: int = ALL  # the ``seen`` that it was told
+
+
+@dataclass(eq=False)
+class Worker:
+    """One connected worker."""
+
+    origin: int
+    sender: Sender
+    following: dict[str, Following] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class StateProcess:
+    """The tables and the workers that follow them. ``size`` counts for tables whose size no worker has told."""
+
+    def __init__(self, listening: socket.socket, save_path: Path | None, size: int) -> None:
+        self.tables: dict[str, Table] = {}
+        self.workers: set[Worker] = set()
+        self.ending = asyncio.Event()
+        self._listening = listening
+        self._save_path = save_path
+        self._size = size
+        self._origin = new_origin()
+        self._incarnation = int.from_bytes(os.urandom(6), "big") or 1
+        self._connections: set[asyncio.Task[None]] = set()
+        self._parent = os.getppid()
+        self._alone_since = time.monotonic()
+        self._saved_changes = 0
+        self._forgotten_changes = 0  # of tables that are no more: a new one of the same name counts on from there
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read what was saved; a file that can't be read is moved aside."""
+        path = self._save_path
+        if path is None:
+            return
+        try:
+            entries = load(path, self._table, Clock.read())
+        except FileNotFoundError:
+            return
+        except (CorruptFile, OSError) as error:
+            self.tables.clear()
+            aside = path.with_name(f"{path.name}.corrupt")
+            try:
+                os.replace(path, aside)
+            except OSError as failure:
+                log.error("%s can't be used (%s) nor moved aside (%s): starting empty", path, error, failure)
+            else:
+                log.error("%s can't be used (%s): moved to %s, starting empty", path, error, aside.name)
+        else:
+            log.info("%d entries in %d tables from %s", entries, len(self.tables), path)
+        self._saved_changes = self._changes()
+
+    async def run(self) -> bool:
+        """Serve until ``ending``, then save; returns whether that worked."""
+        try:
+            await together(self._accept(), self._keep_house(), self._save_at_times(), self._wait_for_end())
+        finally:
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+        return await self._save()
+
+    async def _wait_for_end(self) -> None:
+        await self.ending.wait()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            now = time.monotonic()
+            for table in list(self.tables.values()):
+                busy = True
+                while busy:
+                    busy = table.tick(now)
+                    await asyncio.sleep(0)
+                if not len(table) and not any(table.name in worker.following for worker in self.workers):
+                    self._forgotten_changes += table.sequence
+                    del self.tables[table.name]
+            for worker in self.workers:
+                worker.wake.set()  # it is told how far its changes were merged
+            if self.workers or os.getppid() == self._parent:
+                self._alone_since = now
+            elif now - self._alone_since > ORPHANED:
+                log.warning("the node is gone: ending")
+                self.ending.set()
+
+    # --- the file -------------------------------------------------------------------------------------------
+
+    def _changes(self) -> int:
+        return self._forgotten_changes + sum(table.sequence for table in self.tables.values())
+
+    async def _save_at_times(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_INTERVAL)
+            await self._save()
+
+    async def _save(self) -> bool:
+        changes = self._changes()
+        if self._save_path is None or changes == self._saved_changes:
+            return True
+        try:
+            await save(self._save_path, list(self.tables.values()), Clock.read())
+        except OSError as error:
+            log.error("the tables can't be saved: %s", error)
+            return False
+        self._saved_changes = changes
+        return True
+
+    # --- workers --------------------------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listening)
+            except OSError as error:  # out of descriptors, or the peer is gone already
+                log.warning("can't accept: %s", error)
+                await asyncio.sleep(TICK)
+                continue
+            task = loop.create_task(self._serve(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LIMIT)
+        worker: Worker | None = None
+        try:
+            worker = await self._join(reader, writer)
+            if worker is not None:
+                self.workers.add(worker)
+                await together(self._read(reader, worker), self._write(worker))
+        except EOFError:
+            pass
+        except TimeoutError:
+            log.warning("a worker does not read or write: disconnected, it will be taught anew")
+        except (BadMessage, msgspec.MsgspecError) as error:
+            log.warning("a worker was disconnected: %s", error)
+        except OSError:
+            pass  # it is gone, as its end would have said
+        finally:
+            if worker is not None:
+                self.workers.discard(worker)
+            writer.transport.abort()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Worker | None:
+        async with asyncio.timeout(STALL):
+            join = from_worker.decode(await receive(reader))
+        if not isinstance(join, Join):
+            raise BadMessage("it did not introduce itself")
+        worker = Worker(join.origin, Sender(writer, lambda delta: delta[3] != join.origin))
+        reason = ""
+        if join.protocol != PROTOCOL:
+            reason = f"this state process speaks protocol {PROTOCOL}, not {join.protocol}"
+        elif len(self.workers) >= MAX_WORKERS:
+            reason = f"there are {MAX_WORKERS} workers already"
+        if reason:
+            await worker.sender.send(Refused(reason))
+            writer.close()
+            await writer.wait_closed()
+            return None
+        await worker.sender.send(Welcome(PROTOCOL, self._incarnation))
+        return worker
+
+    async def _read(self, reader: asyncio.StreamReader, worker: Worker) -> None:
+        while True:
+            self._apply(from_worker.decode(await receive(reader)), worker)
+            await asyncio.sleep(0)
+
+    def _apply(self, message: FromWorker, worker: Worker) -> None:
+        match message:
+            case Follow():
+                self._follow(message, worker)
+            case Leave():
+                worker.following.pop(message.table, None)
+            case Changes():
+                check_changes(message)
+                table, following = self._followed(message.table, worker)
+                if table.merge(message.deltas, time.monotonic()):
+                    self._wake_followers(table, worker)
+                if message.reaches != ALL:
+                    following.seen = message.reaches
+            case Taught():
+                self._followed(message.table, worker)[1].seen = message.reaches
+            case Join():
+                raise BadMessage("it introduced itself twice")
+
+    def _follow(self, message: Follow, worker: Worker) -> None:
+        if not 0 < len(message.table) <= NAME_LIMIT:
+            raise BadMessage("a table with an impossible name")
+        try:
+            table = self._table(message.table, message.ttl)
+            table.ttl = message.ttl
+            table.resize(message.size)
+        except ValueError as error:
+            raise BadMessage(str(error)) from None
+        if message.table not in worker.following:
+            worker.following[message.table] = Following(message.position)
+            worker.wake.set()
+
+    def _followed(self, name: str, worker: Worker) -> tuple[Table, Following]:
+        following = worker.following.get(name)
+        if following is None:
+            raise BadMessage("changes of a table that it does not hold")
+        return self.tables[name], following
+
+    def _table(self, name: str, ttl: float) -> Table:
+        table = self.tables.get(name)
+        if table is None:
+            if len(self.tables) >= MAX_TABLES:
+                raise ValueError(f"there are {MAX_TABLES} tables already")
+            table = self.tables[name] = Table(name, ttl, self._size, self._origin, relay=True)
+            table.sequence = self._forgotten_changes
+        return table
+
+    def _wake_followers(self, table: Table, but: Worker) -> None:
+        for worker in self.workers:
+            if worker is not but and table.name in worker.following:
+                worker.wake.set()
+
+    async def _write(self, worker: Worker) -> None:
+        while True:
+            await worker.wake.wait()
+            await asyncio.sleep(RELAY)
+            worker.wake.clear()
+            for name, following in list(worker.following.items()):
+                table = self.tables.get(name)
+                if table is None:
+                    continue  # it was left while others were told
+                if following.position != ALL:
+                    following.position = await worker.sender.changes(table, following.position)
+                while following.position == ALL:
+                    following.position = await worker.sender.teach(table)
+                if following.told != following.seen:
+                    following.told = following.seen
+                    await worker.sender.send(Seen(name, following.seen))
+
+
+# --- the program ----------------------------------------------------------------------------------------------------
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at that path, for its owner only; one that a dead process left is replaced.
+
+    Raises AlreadyServed, or OSError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_path(path) as short:
+            before = os.umask(0o177)
+            try:
+                _bind(sock, short)
+            finally:
+                os.umask(before)
+        sock.listen(MAX_WORKERS)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, path: str) -> None:
+    try:
+        sock.bind(path)
+        return
+    except OSError:
+        if not os.path.exists(path):
+            raise
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # nobody listens there any more
+        except BlockingIOError:
+            raise AlreadyServed from None  # somebody does, and is busy
+        else:
+            raise AlreadyServed
+    sock.bind(path)
+
+
+async def serve(listening: socket.socket, save_path: Path | None, size: int) -> bool:
+    """Run a state process until SIGTERM; returns whether the tables were saved."""
+    state = StateProcess(listening, save_path, size)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, state.ending.set)
+    state.load()
+    gc.freeze()
+    return await state.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="l7lb-state", description="holds a node's sticky tables")
+    parser.add_argument("--socket", type=Path, required=True, help="where workers connect")
+    parser.add_argument("--save", type=Path, help="the file that the tables are kept in")
+    parser.add_argument("--size", type=int, default=1_000_000, help="entries of one table")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.size <= MAX_SIZE:
+        parser.error(f"--size must be 1 to {MAX_SIZE}")
+    logging.basicConfig(level=logging.INFO, format="l7lb state: %(message)s", stream=sys.stderr)
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    try:
+        listening = listen(options.socket)
+    except AlreadyServed:
+        log.error("another state process serves %s", options.socket)
+        return EXIT_SERVED
+    except OSError as error:
+        log.error("can't listen at %s: %s", options.socket, error.strerror or error)
+        return EXIT_FAILED
+    with listening:
+        ours = os.stat(options.socket).st_ino
+        saved = asyncio.run(serve(listening, options.save, options.size))
+        if options.socket.exists() and os.stat(options.socket).st_ino == ours:
+            options.socket.unlink()
+    return 0 if saved else EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""A pool's persistence keys, joined in their order: the same user on the same server, whatever he shows.
+
+``find`` asks the keys in the order of the configuration, and the first that knows a server of the pool decides.
+Whether that server can be used the caller knows. ``chosen`` then remembers the server under every key that the
+request carries, with one restriction: the first key that it carries follows the user to another server at once, later
+ones only while no key before them is there. Many users behind one address, each with a cookie, would otherwise move
+the address from server to server with every request.
+
+Tables hold no secrets: values of cookies and headers are kept as a digest.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+from l7lb.core.contracts import Stickiness
+from l7lb.core.facts import Facts
+from l7lb.core.snapshot import HeaderKey, InsertedCookie, LearnedCookie, PersistenceKey, Pool, SourceKey
+from l7lb.persistence.setcookie import parse_set_cookie, unquoted
+from l7lb.persistence.table import Table
+from l7lb.persistence.tables import Tables
+
+Offer = tuple[str, str]  # a server's name, and the kind of key that names it
+
+TOKEN = 10  # bytes of the inserted cookie's token; it has twice as many hexadecimal digits
+DIGEST = 15  # bytes; one less than would seem natural, since with it an entry takes 16 bytes less
+
+
+class Key(ABC):
+    """One persistence key of a pool."""
+
+    @abstractmethod
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        """The server that the key's value in this request belongs to."""
+
+    @abstractmethod
+    def remember(self, facts: Facts, server: str, now: float, first: bool) -> bool:
+        """The server got the request; ``first``: no key before this one is in the request.
+
+        Returns whether this one is.
+        """
+
+    def set_cookie(self, facts: Facts, server: str) -> bytes:
+        """The Set-Cookie value that must tell the client, or nothing."""
+        return b""
+
+    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
+        """The server's answer set these cookies."""
+
+
+class InsertedCookieKey(Key, Stickiness):
+    """A cookie of our own that names the server by an opaque token. It needs no table.
+
+    The token is a keyed digest of the pool's and the server's name, so all workers and nodes agree on it, also after
+    a restart. It is looked up among the tokens of this pool's servers: whatever a client sends leads to one of them
+    or nowhere. Where it is a pool's only key, as in most, it is the pool's stickiness itself.
+    """
+
+    def __init__(self, pool: Pool, config: InsertedCookie) -> None:
+        self._name = config.name.encode()
+        self._offers: dict[bytes, Offer] = {}
+        self._plain: dict[str, bytes] = {}  # Set-Cookie values, by server
+        self._secure: dict[str, bytes] = {}  # over TLS
+        for server in pool.servers:
+            value = token(config.key, pool.name, server.name)
+            self._offers[value] = (server.name, "cookie")
+            self._plain[server.name] = set_cookie(config, value, config.secure == "always")
+            self._secure[server.name] = set_cookie(config, value, config.secure != "never")
+
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        for value in facts.cookie(self._name):
+            offer = self._offers.get(value)
+            if offer is not None:
+                return offer
+        return None
+
+    def remember(self, facts: Facts, server: str, now: float, first: bool) -> bool:
+        return bool(facts.cookie(self._name))
+
+    def chosen(self, facts: Facts, server: str, now: float) -> bytes:
+        offers = self._offers
+        for value in facts.cookie(self._name):
+            if value in offers:
+                if offers[value][0] == server:
+                    return b""
+                break
+        return (self._secure if facts.scheme == b"https" else self._plain).get(server, b"")
+
+    def set_cookie(self, facts: Facts, server: str) -> bytes:
+        return self.chosen(facts, server, 0.0)
+
+    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
+        """Servers don't set this cookie."""
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+
+class TableKey(Key):
+    """A key whose values are remembered in a table."""
+
+    def __init__(self, pool: Pool, kind: str, table: Table) -> None:
+        self._table = table
+        self._offers: dict[str | None, Offer] = {server.name: (server.name, kind) for server in pool.servers}
+
+    @abstractmethod
+    def key(self, facts: Facts, now: float) -> bytes | None:
+        """The key in the table, or None where the request doesn't have it."""
+
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        key = self.key(facts, now)
+        return None if key is None else self._offers.get(self._table.get(key, now))
+
+    def remember(self, facts: Facts, server: str, now: float, first: bool) -> bool:
+        key = self.key(facts, now)
+        if key is None:
+            return False
+        known = None if first else self._offers.get(self._table.get(key, now))
+        if known is None or known[0] == server:
+            self._table.put(key, server, now)
+        return True
+
+
+class LearnedCookieKey(TableKey):
+    """An application's cookie, learned from the answer that sets it.
+
+    What a client makes up is not learned: it could fill the table.
+    """
+
+    def __init__(self, pool: Pool, config: LearnedCookie, table: Table, wall: Callable[[], float]) -> None:
+        super().__init__(pool, "application_cookie", table)
+        self._name = config.name.encode()
+        self._wall = wall
+
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        for value in facts.cookie(self._name):
+            offer = self._offers.get(self._table.get(digest(unquoted(value)), now))
+            if offer is not None:
+                return offer
+        return None
+
+    def key(self, facts: Facts, now: float) -> bytes | None:
+        for value in facts.cookie(self._name):
+            key = digest(unquoted(value))
+            if self._table.get(key, now) is not None:
+                return key
+        return None
+
+    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
+        for text in set_cookies:
+            if self._name not in text:
+                continue
+            cookie = parse_set_cookie(text)
+            if cookie is None or cookie.name != self._name or not cookie.value:
+                continue
+            if cookie.deletes(self._wall()):
+                self._table.delete(digest(cookie.value), now)
+            else:
+                self._table.put(digest(cookie.value), server, now)
+
+
+class HeaderValueKey(TableKey):
+    """A request header's value; the first, where there are several."""
+
+    def __init__(self, pool: Pool, config: HeaderKey, table: Table) -> None:
+        super().__init__(pool, "header", table)
+        self._name = config.name.lower().encode()
+
+    def key(self, facts: Facts, now: float) -> bytes | None:
+        values = facts.header(self._name)
+        return digest(values[0]) if values and values[0] else None
+
+
+class SourceAddressKey(TableKey):
+    """The client's address, cut to a prefix."""
+
+    def __init__(self, pool: Pool, config: SourceKey, table: Table) -> None:
+        super().__init__(pool, "source", table)
+        self._prefix4 = config.prefix4
+        self._prefix6 = config.prefix6
+
+    def key(self, facts: Facts, now: float) -> bytes | None:
+        return address_key(facts.source, self._prefix4, self._prefix6)
+
+
+class Keys(Stickiness):
+    """Several keys, in their order."""
+
+    def __init__(self, keys: Sequence[Key], learns: bool) -> None:
+        self._keys = tuple(keys)
+        self._learns = learns
+
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        for key in self._keys:
+            offer = key.find(facts, now)
+            if offer is not None:
+                return offer
+        return None
+
+    def chosen(self, facts: Facts, server: str, now: float) -> bytes:
+        cookie = b""
+        first = True
+        for key in self._keys:
+            if key.remember(facts, server, now, first):
+                first = False
+            cookie = cookie or key.set_cookie(facts, server)
+        return cookie
+
+    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
+        for key in self._keys:
+            key.answered(set_cookies, server, now)
+
+    @property
+    def learns(self) -> bool:
+        return self._learns
+
+
+def make_stickiness(pool: Pool, tables: Tables, wall: Callable[[], float] = time.time) -> Stickiness | None:
+    """The pool's stickiness, or None where it has none. Its tables are those of ``tables``.
+
+    ``wall`` is the Unix time, for cookies that expire at a date. Raises ValueError for a setting that can't work.
+    """
+    keys = [_make_key(pool, config, tables, wall) for config in pool.persistence]
+    if not keys:
+        return None
+    if len(keys) == 1 and isinstance(keys[0], InsertedCookieKey):
+        return keys[0]
+    return Keys(keys, any(isinstance(key, LearnedCookieKey) for key in keys))
+
+
+def _make_key(pool: Pool, config: PersistenceKey, tables: Tables, wall: Callable[[], float]) -> Key:
+    match config:
+        case InsertedCookie():
+            return InsertedCookieKey(pool, config)
+        case LearnedCookie():
+            table = tables.table(f"{pool.name}/application_cookie/{config.name}", config.expire)
+            return LearnedCookieKey(pool, config, table, wall)
+        case HeaderKey():
+            table = tables.table(f"{pool.name}/header/{config.name.lower()}", config.expire)
+            return HeaderValueKey(pool, config, table)
+        case SourceKey():
+            return SourceAddressKey(pool, config, tables.table(f"{pool.name}/source", config.expire))
+
+
+def token(key: str, pool: str, server: str) -> bytes:
+    """The opaque value that stands for a server in an inserted cookie: 20 hexadecimal digits.
+
+    ``key`` is hexadecimal, and may be empty: then whoever knows the names can compute the value. BLAKE2b takes 64
+    bytes of key; a longer one is reduced first. Raises ValueError where it isn't hexadecimal.
+    """
+    secret = bytes.fromhex(key)
+    if len(secret) > 64:
+        secret = blake2b(secret).digest()
+    names = f"{pool}\0{server}".encode()  # no name holds a zero, so no two pairs are alike
+    return blake2b(names, digest_size=TOKEN, key=secret, person=b"l7lb cookie").hexdigest().encode()
+
+
+def set_cookie(config: InsertedCookie, value: bytes, secure: bool) -> bytes:
+    """The Set-Cookie value (RFC 6265, section 4.1; SameSite: 6265bis) that gives the client this token."""
+    parts = [f"{config.name}={value.decode()}", f"Path={config.path or '/'}"]
+    if config.domain:
+        parts.append(f"Domain={config.domain}")
+    if config.max_age > 0.0:
+        parts.append(f"Max-Age={max(1, round(config.max_age))}")
+    if config.http_only:
+        parts.append("HttpOnly")
+    if config.same_site:
+        parts.append(f"SameSite={config.same_site.capitalize()}")
+    if secure:
+        parts.append("Secure")
+    return "; ".join(parts).encode()
+
+
+@lru_cache(maxsize=1024)
+def digest(value: bytes) -> bytes:
+    """What stands for a cookie's or header's value in a table."""
+    return blake2b(value, digest_size=DIGEST, person=b"l7lb sticky").digest()
+
+
+@lru_cache(maxsize=1024)
+def address_key(source: str, prefix4: int, prefix6: int) -> bytes | None:
+    """What stands for an address in a table: four bytes for IPv4; for IPv6 a ``6`` and the bytes of the prefix.
+
+    An IPv4 address mapped into IPv6 (RFC 4291, section 2.5.5.2) is the IPv4 address. None for what is no address,
+    such as a unix socket.
+    """
+    try:
+        if ":" not in source:
+            packed = socket.inet_pton(socket.AF_INET, source)
+        else:
+            packed = socket.inet_pton(socket.AF_INET6, source.partition("%")[0])
+    except (OSError, ValueError):
+        return None
+    packed = packed.removeprefix(_MAPPED)
+    if len(packed) == 4:
+        return packed if prefix4 >= 32 else _masked(packed, prefix4)
+    return b"6" + _masked(packed, prefix6)[: (prefix6 + 7) // 8]
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def _masked(packed: bytes, prefix: int) -> bytes:
+    bits = len(packed) * 8
+    mask = ((1 << bits) - 1) ^ ((1 << (bits - prefix)) - 1)
+    return (int.from_bytes(packed, "big") & mask).to_bytes(len(packed), "big")
