@@ -31,7 +31,9 @@ from l7lb.control.slots import NoRowLeft, Slots
 from l7lb.core.errors import L7lbError
 from l7lb.core.messages import ServerHealth, SessionRow
 from l7lb.core.snapshot import Pool, Server, Snapshot
-from l7lb.proxy.counts import Counts
+from l7lb.proxy.counts import COLUMNS, ROWS, Counts
+
+STRIDE = ROWS * COLUMNS  # cells from a worker's block to the next one's
 
 
 class SupervisorView(Protocol):
@@ -43,8 +45,8 @@ class SupervisorView(Protocol):
         ``node``, ``version`` (of the program), ``state`` (``starting`` until a worker has applied a snapshot,
         ``serving``, ``draining``), ``supervisor`` {``pid``, ``since``}, ``keeper`` {``pid``}, ``workers`` [{``pid``,
         ``index``, ``connections``, ``snapshot``: the version it runs, ``since``}], ``listeners`` [{``name``,
-        ``protocol``, ``bind``: [text]}], ``reload`` {``since``, ``ok``, ``problems``: [text]}, the last one, the start
-        included; every ``since`` is RFC 3339.
+        ``protocol``, ``bind``: [text]}], ``reload`` {``time``: unix seconds, ``ok``, ``problems``: [text]}: the last
+        one, the start included. Every ``since`` is RFC 3339.
         """
         ...
 
@@ -248,6 +250,14 @@ class NodeState:
     def count(self, slot: int, column: int) -> int:
         """A cell of the counts summed over the workers; 0 before there are counts, and for row 0."""
         return self.counts.total(slot, column, self.blocks) if self.counts is not None and slot else 0
+
+    def cells(self, slot: int) -> list[int]:
+        """A whole row of the counts summed over the workers."""
+        if self.counts is None or not slot:
+            return [0] * COLUMNS
+        cells, start = self.counts.cells, slot * COLUMNS
+        rows = (cells[start + block : start + block + COLUMNS] for block in range(0, self.blocks * STRIDE, STRIDE))
+        return [sum(column) for column in zip(*rows, strict=True)]
 
     # --- what checks and look-ups say -----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import asyncio
 import errno
 import importlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -26,6 +26,7 @@ from l7lb.core.unixpath import short_path
 
 BODY = 64 * 1024  # bytes of an answer that are looked at
 HEADER = 32 * 1024  # bytes of one line of an answer's header
+EXPECT = ((200, 399),)
 
 _OWN_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EPERM}
 _REASONS = {
@@ -75,28 +76,11 @@ async def connect(address: Address, settings: dict[str, Any], timeout: float) ->
 # --- http ---------------------------------------------------------------------------------------------------------
 
 
-def status_ranges(expect: object) -> list[tuple[int, int]]:
-    """``200-299``, ``200``, or a list of these, or of pairs, as ranges. Raises ValueError."""
-    if isinstance(expect, int):
-        return [(expect, expect)]
-    if isinstance(expect, str):
-        ranges = []
-        for part in expect.split(","):
-            low, dash, high = part.strip().partition("-")
-            ranges.append((int(low), int(high if dash else low)))
-        return ranges
-    if isinstance(expect, (list, tuple)):
-        if len(expect) == 2 and all(isinstance(item, int) for item in expect) and expect[0] < expect[1]:
-            return [(expect[0], expect[1])]
-        return [found for item in expect for found in status_ranges(item)]
-    raise ValueError(f"{expect!r} is not a range of statuses")
-
-
 class HttpProbe:
     """GET (or another method), a status in the expected ranges, perhaps a text in the body.
 
-    Settings: ``path``, ``expect`` (200-399), ``method``, ``host``, ``headers``, ``body``: a text that the answer must
-    hold. Every check has a connection of its own, redirections are answers like others.
+    Settings: ``path``, ``expect`` (ranges of statuses, first and last), ``method``, ``host``, ``headers``, ``body``: a
+    text that the answer must hold. Every check has a connection of its own; redirections are answers like others.
     """
 
     def __init__(self) -> None:
@@ -141,8 +125,8 @@ class HttpProbe:
             headers[hdrs.HOST] = settings["host"]
         method = settings.get("method") or "GET"
         async with session.request(method, url, headers=headers, allow_redirects=False) as response:
-            expect = settings.get("expect") or "200-399"
-            if not any(low <= response.status <= high for low, high in status_ranges(expect)):
+            expect = settings.get("expect") or EXPECT
+            if not any(low <= response.status <= high for low, high in expect):
                 raise ProbeFailed(f"status {response.status}, expected {_ranges_text(expect)}")
             wanted = settings.get("body")
             if wanted and wanted.encode() not in await _body(response):
@@ -175,8 +159,8 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return data
 
 
-def _ranges_text(expect: object) -> str:
-    return ", ".join(f"{low}-{high}" if low != high else str(low) for low, high in status_ranges(expect))
+def _ranges_text(expect: Sequence[Sequence[int]]) -> str:
+    return ", ".join(f"{low}-{high}" if low != high else str(low) for low, high in expect)
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,177 @@
+"""Why a request goes where it goes: rule by rule, then the pool, then the server.
+
+Everything is asked of the very parts that the proxy uses, over the same facts, so that an explanation can't differ from
+what happens. Without a node the servers are as configured; with one, as it sees them now: health, ejections, operators'
+words, sessions in progress.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from l7lb.control.names import suggestion
+from l7lb.control.node import NodeState
+from l7lb.core.contracts import Choice, Explanation
+from l7lb.core.errors import L7lbError, UnknownName
+from l7lb.core.facts import Facts
+from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.snapshot import Listener, Pool, Redirect, Respond, Snapshot
+from l7lb.persistence import Tables, make_stickiness
+from l7lb.proxy.counts import ACTIVE
+from l7lb.routing import Router
+from l7lb.routing.balance import make_balancer
+
+HEADERS = 100
+# Algorithms whose choice depends on the facts alone; the others' is one of several that are right.
+CERTAIN = {"hash", "first"}
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True):
+    """A request to explain; ``headers`` are pairs of name and value, ``listener`` "" means the only one there is."""
+
+    protocol: str
+    method: str = "GET"
+    url: str = "/"
+    headers: list[tuple[str, str]] = []
+    source: str = "127.0.0.1"
+    listener: str = ""
+
+
+class Explained(msgspec.Struct):
+    """The answer: the facts, what each rule said, and where the request goes and why."""
+
+    listener: str
+    facts: dict[str, str]
+    rules: list[Explanation]
+    outcome: str
+    pool: str = ""
+    server: str = ""
+    address: str = ""
+    why: str = ""
+
+
+def explain(snapshot: Snapshot, question: Question, node: NodeState | None = None) -> Explained:
+    """Explain one request. Raises UnknownName, or L7lbError where the request itself would be refused."""
+    listener = choose_listener(snapshot, question.protocol, question.listener)
+    facts = facts_of(listener, question)
+    router = Router(listener)
+    rules = router.explain(facts)
+    choice = router.route(facts)
+    explained = Explained(
+        listener=listener.name,
+        facts={
+            "source": facts.source,
+            "host": facts.host.decode("latin-1"),
+            "path": facts.path.decode("latin-1"),
+            "method": facts.method.decode("latin-1"),
+        },
+        rules=rules,
+        outcome="no rule matches: 404",
+    )
+    if choice is None:
+        return explained
+    if choice.pool is None:
+        explained.outcome = _answer_text(choice)
+        return explained
+    pool = next(pool for pool in snapshot.pools if pool.name == choice.pool)
+    explained.pool = pool.name
+    server, explained.why = choose_server(pool, facts, snapshot, node)
+    explained.outcome = f"to pool {pool.name}"
+    if server is None:
+        explained.outcome += ", which has no server for it: 503"
+    else:
+        explained.server, explained.address = server.name, str(server.config.address)
+        explained.outcome += f", server {server.name} at {explained.address}"
+    return explained
+
+
+def choose_listener(snapshot: Snapshot, protocol: str, name: str) -> Listener:
+    """The listener of that name, or the only one of the protocol. Raises UnknownName."""
+    listeners = {listener.name: listener for listener in snapshot.listeners if listener.protocol == protocol}
+    if name:
+        if name not in listeners:
+            raise UnknownName(f"no {protocol} listener {name}: {suggestion(name, listeners)}")
+        return listeners[name]
+    if len(listeners) != 1:
+        which = f"say which listener: {', '.join(listeners)}" if listeners else f"there is no {protocol} listener"
+        raise UnknownName(which)
+    return next(iter(listeners.values()))
+
+
+def facts_of(listener: Listener, question: Question) -> Facts:
+    """The facts that the proxy would have. Raises L7lbError."""
+    if question.protocol != "http":
+        raise UnknownName(f"no protocol {question.protocol} to explain: known: http")
+    if len(question.headers) > HEADERS:
+        raise L7lbError(f"{len(question.headers)} headers are more than {HEADERS}")
+    from l7lb.protocols.http.facts import explain_facts
+    from l7lb.protocols.http.syntax import SyntaxFault
+
+    try:
+        return explain_facts(listener, question.method, question.url, question.headers, question.source)
+    except SyntaxFault as fault:
+        raise L7lbError(f"the listener answers this request itself: {fault.status}, {fault.reason}") from None
+
+
+def choose_server(
+    pool: Pool, facts: Facts, snapshot: Snapshot, node: NodeState | None
+) -> tuple[ServerState | None, str]:
+    """The server that this request would get now, and why."""
+    state = pool_state(pool, node)
+    now = time.monotonic()
+    balancer = make_balancer(state, 0)
+    balancer.changed(now)
+    found = make_stickiness(pool, Tables(snapshot.tables))
+    sticky = found.find(facts, now) if found is not None else None
+    note = ""
+    if sticky is not None:
+        name, kind = sticky
+        server = state.by_name.get(name)
+        if server is not None and server.alive:
+            return server, f"the {kind} keeps this user on {name}"
+        note = f"the {kind} names {name}, which is {'unknown' if server is None else 'not in use'}; "
+    chosen = balancer.choose(facts, now)
+    if chosen is None:
+        return None, note + _why_none(state.servers)
+    algorithm = pool.balance.algorithm
+    if algorithm == "hash":
+        return chosen, f"{note}the hash of {pool.balance.hash_on} leads to it"
+    certain = "" if algorithm in CERTAIN or len(state.servers) == 1 else "; the next request may go to another"
+    return chosen, f"{note}{algorithm} would take it now{certain}"
+
+
+def pool_state(pool: Pool, node: NodeState | None) -> PoolState:
+    """A pool's servers as a worker would see them, by what the supervisor knows."""
+    servers = []
+    for config in pool.servers:
+        server = ServerState(pool.name, config)
+        if node is not None:
+            server.healthy = node.healthy(pool.name, config.name)
+            server.ejected = node.ejection(pool.name, config.name) is not None
+            server.up_since = node.since(pool.name, config.name)
+            server.others = node.count(config.slot, ACTIVE)
+        servers.append(server)
+    return PoolState(pool, servers)
+
+
+def _why_none(servers: Sequence[ServerState]) -> str:
+    if not servers:
+        return "the pool has no server"
+    states = [
+        f"{server.name} is {'down' if not server.healthy else 'ejected' if server.ejected else server.config.state}"
+        if not server.healthy or server.ejected or server.config.state != "enabled"
+        else f"{server.name} has weight {server.config.weight}"
+        for server in servers[:8]
+    ]
+    return ", ".join(states)
+
+
+def _answer_text(choice: Choice) -> str:
+    action = choice.answer
+    if isinstance(action, Redirect):
+        return f"answered here: {action.status}, redirected to {action.location}"
+    assert isinstance(action, Respond)
+    return f"answered here: {action.status}"
