@@ -136,7 +136,7 @@ class ChunkedReader:
             digits = digits.rstrip(OWS)
         if not digits or len(digits) > MAX_SIZE_DIGITS or not HEX.issuperset(digits):
             raise SyntaxFault(400, "a chunk's size is not a hexadecimal number")
-        if line.translate(None, syntax.HEAD_BYTES):
+        if line.translate(None, syntax.LINE_BYTES):
             raise SyntaxFault(400, "a control character in a chunk's size line")
         self._remaining = int(digits, 16)
         self._state = DATA if self._remaining else TRAILERS
@@ -149,7 +149,7 @@ class ChunkedReader:
         if self._fields < 0:
             raise SyntaxFault(431, "too many trailer fields")
         name, colon, value = line.partition(b":")
-        if not colon or line.translate(None, syntax.HEAD_BYTES):
+        if not colon or line.translate(None, syntax.LINE_BYTES):
             raise SyntaxFault(400, "a malformed trailer")
         lower, code = field_name(name)
         if not code and lower not in syntax.FORBIDDEN_TRAILERS:

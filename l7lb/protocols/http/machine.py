@@ -37,7 +37,7 @@ from l7lb.protocols.http.forward import Origin, allowed_upgrade, interim_head, r
 from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Request, Response, read_request, read_response
 from l7lb.protocols.http.session import Exchange, unread_record
 from l7lb.protocols.http.settings import HttpSettings
-from l7lb.protocols.http.syntax import TOKEN, SyntaxFault, find_end
+from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
 
 IDLE, HEAD, ROUTING, WAITING, ANSWERING, TUNNEL, CLOSED = range(7)
 PHASES = ("idle", "request-header", "queue", "response-header", "response-body", "tunnel", "closed")
@@ -288,24 +288,29 @@ class HttpMachine:
             self.began = now
             self.deadline = now + self.shared.timeouts.request_header
         settings = self.shared.settings
+        end = -1
         try:
             while data[:2] == b"\r\n" and self.blanks < 2:
                 # RFC 9112 section 2.2: an empty line before a request is ignored.
                 self.blanks += 1
                 searched = 0
                 data = data[2:]
-            if data and data != b"\r" and not TOKEN.match(data[:1]):
-                raise SyntaxFault(400, "this is no HTTP request")
             end = find_end(data, settings.header_bytes, searched)
             if end < 0:
+                if data and data != b"\r" and not TOKEN.match(data):
+                    raise SyntaxFault(400, "this is no HTTP request")
                 self.buffer = data
                 return []
             request = read_request(data[:end], settings.headers)
             if request.length > settings.body_bytes:
                 raise SyntaxFault(413, "the body is larger than allowed")
         except SyntaxFault as fault:
-            failure = Failure.CLIENT_LIMIT if fault.status in (413, 414, 431) else Failure.CLIENT_PROTOCOL
-            return self._broken(failure, fault.status, fault.reason, now)
+            status, reason = fault.status, fault.reason
+            if end >= 0 and LINE_END.search(data, 0, end):
+                # Had it come in pieces, the broken line would have been seen first.
+                status, reason = 400, "a line must end in CR LF"
+            failure = Failure.CLIENT_LIMIT if status in (413, 414, 431) else Failure.CLIENT_PROTOCOL
+            return self._broken(failure, status, reason, now)
         self.buffer = data[end + 4 :]
         self.blanks = 0
         return self._begin(request, end + 4, now)

@@ -8,7 +8,7 @@ in lower case, in step.
 from __future__ import annotations
 
 from l7lb.protocols.http import syntax
-from l7lb.protocols.http.syntax import OWS, SyntaxFault, field_name, tokens
+from l7lb.protocols.http.syntax import OWS, SyntaxFault, read_field, recent_fields, tokens
 from l7lb.protocols.http.target import normal_host, split_target
 
 CHUNKED = -1  # a body's length where it is not known beforehand
@@ -18,6 +18,7 @@ VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
 METHODS = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"])
 IDEMPOTENT = frozenset([b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"])
 MAX_LOOPS = 10
+MAX_STARTS = 256
 
 
 class Request:
@@ -76,7 +77,9 @@ class Request:
 
 def read_request(head: bytes, fields: int) -> Request:
     """A complete request head (without its last CRLF CRLF) in internal form; raises SyntaxFault."""
-    lines = syntax.split_head(head, fields)
+    lines = head.split(b"\r\n")
+    if len(lines) > fields + 1:
+        raise SyntaxFault(431, "too many header fields")
     request = Request()
     target = _request_line(lines[0], request)
     kept = request.lines
@@ -87,33 +90,29 @@ def read_request(head: bytes, fields: int) -> Request:
     hosts = 0
     for index in range(1, len(lines)):
         line = lines[index]
-        name, colon, value = line.partition(b":")
-        if not colon:
-            raise SyntaxFault(400, "a header line without a colon")
-        lower, code = field_name(name)
-        value = value.strip(OWS)
+        field = recent_fields(line) or read_field(line)
+        code = field.code
         if not code or code == syntax.SET_COOKIE:
-            # One blank beside the value is how it is written already; anything else is written anew.
-            kept.append(line if len(line) == len(name) + len(value) + 2 else name + b": " + value)
-            names.append(lower)
+            kept.append(field.line)
+            names.append(field.name)
         elif code == syntax.HOST:
             hosts += 1
-            request.host_field = value
+            request.host_field = field.value
         elif code == syntax.COOKIE:
-            request.cookies = request.cookies + b"; " + value if request.cookies else value
+            request.cookies = request.cookies + b"; " + field.value if request.cookies else field.value
         elif code == syntax.CONTENT_LENGTH:
             if length:
                 raise SyntaxFault(400, "more than one Content-Length")
-            request.length = syntax.content_length(value)
-            length = value
+            length = field.value
+            request.length = syntax.content_length(length)
         elif code == syntax.TRANSFER_ENCODING:
-            coding = coding + b"," + value if coding else value
-            if not value:
+            coding = coding + b"," + field.value if coding else field.value
+            if not field.value:
                 raise SyntaxFault(400, "Transfer-Encoding is empty")
         elif code == syntax.CONNECTION:
-            listed = (listed or []) + tokens(value)
+            listed = (listed or []) + tokens(field.value)
         else:
-            _other_field(request, lower, code, value)
+            _other_field(request, field.name, code, field.value)
     if hosts != 1 and (hosts or request.version == 11):
         raise SyntaxFault(400, "there must be one Host field")
     _settle_target(request, target)
@@ -221,9 +220,13 @@ class Response:
 
 def read_response(head: bytes, fields: int, method: bytes) -> Response:
     """A complete answer's head to a request of that method; raises SyntaxFault (its status is meant for 502)."""
-    lines = syntax.split_head(head, fields)
+    lines = head.split(b"\r\n")
+    if len(lines) > fields + 1:
+        raise SyntaxFault(502, "too many header fields")
     response = Response()
-    _status_line(lines[0], response)
+    start = lines[0]
+    known = _starts.get(start) or _status_line(start)
+    response.version, response.status, response.start = known
     kept = response.lines
     names = response.names
     length = -1
@@ -231,40 +234,48 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
     listed: list[bytes] | None = None
     for index in range(1, len(lines)):
         line = lines[index]
-        name, colon, value = line.partition(b":")
-        if not colon:
-            raise SyntaxFault(502, "a header line without a colon")
-        lower, code = field_name(name)
-        value = value.strip(OWS)
-        if code == syntax.CONTENT_LENGTH:
+        field = recent_fields(line) or read_field(line)
+        code = field.code
+        if not code:
+            kept.append(field.line)
+            names.append(field.name)
+        elif code == syntax.CONTENT_LENGTH:
             if length >= 0:
                 raise SyntaxFault(502, "more than one Content-Length")
-            length = syntax.content_length(value)
+            length = syntax.content_length(field.value)
         elif code == syntax.TRANSFER_ENCODING:
-            coding = coding + b"," + value
+            coding = coding + b"," + field.value
         elif code == syntax.CONNECTION:
-            listed = (listed or []) + tokens(value)
+            listed = (listed or []) + tokens(field.value)
         elif code == syntax.UPGRADE:
-            response.upgrade = value
+            response.upgrade = field.value
         elif code != syntax.HOP_BY_HOP:
             if code == syntax.SET_COOKIE:
-                response.set_cookies = [*(response.set_cookies or ()), value]
-            kept.append(line if len(line) == len(name) + len(value) + 2 else name + b": " + value)
-            names.append(lower)
+                response.set_cookies = [*(response.set_cookies or ()), field.value]
+            kept.append(field.line)
+            names.append(field.name)
     _settle_response(response, method, length, coding, listed)
     return response
 
 
-def _status_line(line: bytes, response: Response) -> None:
+_starts: dict[bytes, tuple[int, int, bytes]] = {}
+
+
+def _status_line(line: bytes) -> tuple[int, int, bytes]:
+    """Version, status, and what follows the version; servers have few different ones, so they are remembered."""
     version = VERSIONS.get(line[:8])
     digits = line[9:12]
     if version is None or line[8:9] != b" " or not digits.isdigit() or line[12:13] not in (b" ", b""):
         raise SyntaxFault(502, "the status line is malformed")
-    response.version = version
-    response.status = int(digits)
-    if not 100 <= response.status <= 599:
+    if line.translate(None, syntax.LINE_BYTES):
+        raise SyntaxFault(502, "a control character in the status line")
+    status = int(digits)
+    if not 100 <= status <= 599:
         raise SyntaxFault(502, "the status is out of range")
-    response.start = line[8:]
+    known = (version, status, line[8:])
+    if len(_starts) < MAX_STARTS:
+        _starts[line] = known
+    return known
 
 
 def _settle_response(response: Response, method: bytes, length: int, coding: bytes, listed: list[bytes] | None) -> None:

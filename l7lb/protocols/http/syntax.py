@@ -1,7 +1,7 @@
 """The strict syntax of an HTTP/1.x head, for both directions (RFC 9112; RFC 9110 section 5).
 
 A head is judged in one order whatever the splits it came in: the discipline of line ends first, then its size, then
-its characters, its first line and its fields. Nothing ambiguous passes: no bare CR or LF, no NUL, no folding, no
+its first line and its fields. Nothing ambiguous passes: no bare CR or LF, no NUL, no folding, no
 space around a name, one Content-Length of digits, never beside Transfer-Encoding, and `chunked` once and last.
 """
 
@@ -12,13 +12,15 @@ import re
 from l7lb.core.errors import L7lbError
 
 OWS = b" \t"
-# What may stand in a head at all: visible ASCII, space, tab, the bytes above ASCII (obs-text) and line ends.
-HEAD_BYTES = bytes([0x09, 0x0A, 0x0D, *range(0x20, 0x7F), *range(0x80, 0x100)])
+# What may stand in a line of a head: visible ASCII, space, tab and the bytes above ASCII (obs-text).
+LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
 TARGET = re.compile(rb"[!$-;=?-\[\]-_a-z|~{}]+")  # visible ASCII without " # < > \ ^ `, and DEL
 LINE_END = re.compile(rb"[^\r]\n|\r[^\n]")
 MAX_LENGTH_DIGITS = 18
 MAX_KNOWN = 2048
+MAX_RECENT = 4096
+MAX_RECENT_BYTES = 160
 
 # What the exchange must look at or leave out; every other field passes through.
 HOST = 1
@@ -112,17 +114,43 @@ def find_end(buffer: bytes, limit: int, searched: int = 0) -> int:
     return -1
 
 
-def split_head(head: bytes, fields: int) -> list[bytes]:
-    """The lines of a complete head; raises SyntaxFault for bare line ends, control characters, too many fields."""
-    lines = head.split(b"\r\n")
-    ends = len(lines) - 1
-    if head.count(b"\n") != ends or head.count(b"\r") != ends:
-        raise SyntaxFault(400, "a line must end in CR LF")
-    if head.translate(None, HEAD_BYTES):
+class Field:
+    """A header line that has been read: its name in lower case, its code, its value, and how it is sent on."""
+
+    __slots__ = ("code", "line", "name", "value")
+
+    def __init__(self, name: bytes, code: int, value: bytes, line: bytes) -> None:
+        self.name = name
+        self.code = code
+        self.value = value
+        self.line = line
+
+
+_fields: dict[bytes, Field] = {}
+
+
+def read_field(line: bytes) -> Field:
+    """A header line in parsed form; raises SyntaxFault(400).
+
+    Clients and servers repeat most of their lines, so the parsed form of those seen last is kept: callers look into
+    ``recent_fields`` first.
+    """
+    name, colon, value = line.partition(b":")
+    if not colon:
+        raise SyntaxFault(400, "a header line without a colon")
+    if line.translate(None, LINE_BYTES):
         raise SyntaxFault(400, "a control character in the header")
-    if ends > fields:
-        raise SyntaxFault(431, "too many header fields")
-    return lines
+    lower, code = field_name(name)
+    value = value.strip(OWS)
+    field = Field(lower, code, value, name + b": " + value)
+    if len(line) <= MAX_RECENT_BYTES:
+        if len(_fields) >= MAX_RECENT:
+            _fields.clear()
+        _fields[line] = field
+    return field
+
+
+recent_fields = _fields.get
 
 
 def content_length(value: bytes) -> int:
