@@ -1,0 +1,57 @@
+"""What listeners of all protocols have in common; each protocol's own keys are in ``l7lb.config.protocols``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from l7lb.config.addresses import parse_bind, resolve
+from l7lb.config.fields import Bind, Name
+from l7lb.config.routes import Route
+from l7lb.config.section import Reading, Section
+from l7lb.core import snapshot
+
+
+class Listener(Section):
+    """A place where clients come in."""
+
+    kind: ClassVar[str]  # the protocol's name
+
+    name: Name = Field(description="The listener's name, once in the file.")
+    protocol: Name = Field(description="What clients speak there.")
+    bind: Annotated[list[Bind], Field(min_length=1)] = Field(
+        description='Where it listens: "192.0.2.1:80", "[::1]:80", "*:80" (all addresses of IPv4 and IPv6) or '
+        '"unix:run/x.sock".',
+    )
+    routes: Annotated[list[Route], Field(min_length=1)] = Field(
+        description="The rules in their order: the first that matches decides."
+    )
+
+    def check(self, reading: Reading) -> None:
+        for number, text in enumerate(self.bind):
+            address = parse_bind(text)
+            if not address.path and address.port == 0:
+                message = "port 0 lets the kernel choose, another one for each worker: good for tests only"
+                reading.warning((*self.place, "bind", number), message)
+
+    def compiled(self, reading: Reading) -> snapshot.Listener:
+        """The listener for the data path; each protocol's model adds its settings."""
+        raise NotImplementedError
+
+    def addresses(self, base: Path) -> tuple[snapshot.Address, ...]:
+        """The parsed ``bind``."""
+        return tuple(resolve(parse_bind(text), base) for text in self.bind)
+
+    def compiled_routes(self, reading: Reading) -> tuple[snapshot.Route, ...]:
+        """The rules with their numbers and lines."""
+        file = Path(reading.file).name
+        return tuple(
+            route.compiled(number, f"{file}:{reading.line(route.place)}") for number, route in enumerate(self.routes, 1)
+        )
+
+    def pools(self) -> set[str]:
+        """The names of the pools that its rules lead to."""
+        shares = {share.pool for route in self.routes for share in route.split or ()}
+        return shares | {route.pool for route in self.routes if route.pool is not None}

@@ -1,0 +1,8 @@
+"""The protocols that a listener can speak: each one's section of the configuration is a model in a file of its own."""
+
+from __future__ import annotations
+
+from l7lb.config.listeners import Listener
+from l7lb.config.protocols.http import HttpListener
+
+LISTENERS: dict[str, type[Listener]] = {model.kind: model for model in (HttpListener,)}

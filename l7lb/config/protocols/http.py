@@ -1,0 +1,128 @@
+"""An HTTP listener's section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from l7lb.config.fields import TOKEN, TrustedNetwork
+from l7lb.config.listeners import Listener
+from l7lb.config.section import Reading, Section, seconds
+from l7lb.config.units import Duration, Size
+from l7lb.config.wording import describe, quoted, wrong
+from l7lb.core import snapshot
+
+NEVER_PASSED = ("h2c", "tls")  # and every version of HTTP
+
+
+def _upgrades(value: Any) -> Any:
+    """``any``, ``none``, or names of protocols, in lower case."""
+    if value in ("any", "none"):
+        return value
+    if isinstance(value, str):
+        raise wrong(f"{quoted(value)} is not known: write any, none or a list, such as [websocket]")
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise wrong(f"must be any, none or a list of names, not {describe(value)}")
+    names = [name.lower() for name in value]
+    for name in names:
+        if name in NEVER_PASSED or name.startswith("http/"):
+            raise wrong(f"{quoted(name)} would hide requests from the rules, and is never passed on")
+        if not TOKEN.match(name.replace("/", "", 1)):
+            raise wrong(f"{quoted(name)} is not the name of a protocol, such as websocket")
+    if not names:
+        raise wrong("is empty: write none")
+    return names
+
+
+Upgrades = Annotated[
+    str | list[str],
+    BeforeValidator(_upgrades),
+    WithJsonSchema(
+        {"anyOf": [{"enum": ["any", "none"]}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    ),
+]
+
+
+class Forwarded(Section):
+    """Headers that say whom a request came from."""
+
+    trust: list[TrustedNetwork] = Field(
+        default=[],
+        description="Whose X-Forwarded-* and Forwarded headers are believed and kept; all others' are replaced.",
+    )
+
+
+class Timeouts(Section):
+    """How long a client may take."""
+
+    request_header: Duration = Field(default=10.0, description="For the whole header of a request.")
+    request_body: Duration = Field(
+        default=60.0,
+        description="Between two reads of the request's body; also for a client that does not read its answer.",
+    )
+    keep_alive: Duration = Field(default=15.0, description="For the next request on a connection.")
+    tunnel: Duration = Field(default=3600.0, description="Without a byte in either direction, after an Upgrade.")
+
+
+class Limits(Section):
+    """How much a client may send, and how many may come."""
+
+    header_bytes: Annotated[Size, AfterValidator(lambda size: _within(size, 256, 1024**2))] = Field(
+        default=32 * 1024, description="Of a request's line and headers together; more is answered with 414 or 431."
+    )
+    headers: int = Field(default=100, ge=1, le=1000, description="How many headers a request may have.")
+    body_bytes: Size = Field(default=10 * 1024**3, description="Of a request's body; more is answered with 413.")
+    pipeline_bytes: Annotated[Size, AfterValidator(lambda size: _within(size, 1024, 16 * 1024**2))] = Field(
+        default=64 * 1024, description="Read ahead from a client that sends requests before it has the answers."
+    )
+    connections: int = Field(
+        default=20_000, ge=1, le=1_000_000, description="Clients at the same time; more wait or are refused."
+    )
+    backlog: int = Field(
+        default=4096, ge=1, le=65535, description="Connections that the kernel holds until they are accepted."
+    )
+
+
+def _within(size: int, least: int, most: int) -> int:
+    if not least <= size <= most:
+        raise wrong(f"{size}B is not between {least}B and {most}B")
+    return size
+
+
+class HttpListener(Listener):
+    """Clients that speak HTTP/1.1 or HTTP/1.0."""
+
+    kind: ClassVar[str] = "http"
+
+    protocol: Literal["http"] = Field(description="What clients speak there.")
+    forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on the client's address counts.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="How long a client may take.")
+    limits: Limits = Field(default=Limits(), description="How much a client may send.")
+    upgrades: Upgrades = Field(
+        default="any",
+        description="Protocols that a client may change to: any, none, or names such as [websocket]. h2c, TLS and "
+        "other versions of HTTP are never passed on.",
+    )
+    path_case: Literal["ignore", "exact"] = Field(
+        default="ignore",
+        description="Whether rules tell upper from lower case in paths; ignore: they can't be walked around by case.",
+    )
+
+    def compiled(self, reading: Reading) -> snapshot.Listener:
+        limits = seconds(self.limits)
+        return snapshot.Listener(
+            name=self.name,
+            protocol=self.kind,
+            bind=self.addresses(reading.base),
+            routes=self.compiled_routes(reading),
+            connections=limits.pop("connections"),
+            backlog=limits.pop("backlog"),
+            exact_case=self.path_case == "exact",
+            settings={
+                "trust": list(self.forwarded.trust),
+                "timeouts": seconds(self.timeouts),
+                "upgrades": self.upgrades,
+                **limits,
+            },
+        )
