@@ -17,7 +17,7 @@ from l7lb.control.overrides import ENTRIES, Override
 from l7lb.control.slots import NoRowLeft
 from l7lb.core.errors import L7lbError, UnknownName
 from l7lb.core.snapshot import Pool, Server
-from l7lb.proxy.counts import ACTIVE, WAITING
+from l7lb.proxy.counts import ACTIVE, CONNECT_ERRORS, REQUESTS, RESPONSE_ERRORS
 
 WEIGHT = 65_535  # the largest
 
@@ -35,7 +35,8 @@ class ServerRow(msgspec.Struct, kw_only=True):
     state: str
     weight: int
     sessions: int
-    waiting: int = 0
+    requests: int = 0  # so far
+    errors: int = 0  # so far: connections and answers that failed
     why: str = ""
     backup: bool = False
     max_connections: int = 0
@@ -232,14 +233,16 @@ class Operator:
         return words
 
     def _plain(self, pool: str, server: Server, state: str, why: str) -> ServerRow:
+        cells = self.node.cells(server.slot)
         return ServerRow(
             pool=pool,
             name=server.name,
             address=str(server.address),
             state=state,
             weight=server.weight,
-            sessions=self.node.count(server.slot, ACTIVE),
-            waiting=self.node.count(server.slot, WAITING),
+            sessions=cells[ACTIVE],
+            requests=cells[REQUESTS],
+            errors=cells[CONNECT_ERRORS] + cells[RESPONSE_ERRORS],
             why=why,
             backup=server.backup,
             max_connections=server.max_connections,

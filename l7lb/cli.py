@@ -1,0 +1,371 @@
+"""The commands. Each imports what it needs when it runs: `l7lb --version` and completion must not wait for a web stack.
+
+Exit codes: 0 done, 1 refused or failed, with one plain line on standard error, 2 a command that can't be understood.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from l7lb import __version__
+from l7lb.core.errors import ConfigurationError, L7lbError
+
+if TYPE_CHECKING:
+    from l7lb.config import Loaded
+    from l7lb.control.client import AdminClient
+
+PLACES = (Path("l7lb.yaml"), Path("/etc/l7lb/l7lb.yaml"))
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Group(click.Group):
+    """The commands with the program's own errors as one plain line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; no error of the program or the system becomes a traceback."""
+        try:
+            return super().invoke(ctx)
+        except ConfigurationError as error:
+            lines = [str(problem) for problem in error.problems]
+        except L7lbError as error:
+            lines = [f"l7lb: {error}", *getattr(error, "details", ())]
+        except BrokenPipeError:
+            # The reader of our output has gone, as `head` does; nothing more can be said to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            lines = [f"l7lb: {where}{error.strerror or error}"]
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        for line in lines:
+            click.echo(line, err=True)
+        return ctx.exit(1)
+
+
+def config_option(command: Command) -> Command:
+    """--config."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        envvar="L7LB_CONFIG",
+        metavar="FILE",
+        help="The configuration. [default: ./l7lb.yaml, else /etc/l7lb/l7lb.yaml]",
+    )(command)
+
+
+def admin_options(command: Command) -> Command:
+    """--admin and --config: which running node is meant."""
+    socket = click.option(
+        "--admin",
+        type=click.Path(path_type=Path),
+        envvar="L7LB_ADMIN",
+        metavar="SOCKET",
+        help="The running node's admin socket. [default: the configuration's]",
+    )
+    return config_option(socket(command))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def configuration(path: Path | None) -> Path:
+    """The configuration that is meant: the given one, or the first that is there."""
+    if path is not None:
+        return path
+    for place in PLACES:
+        if place.exists():
+            return place
+    raise L7lbError(f"there is no {PLACES[0]} here and no {PLACES[1]}: say --config FILE")
+
+
+def loaded(path: Path | None) -> Loaded:
+    """The configuration, loaded."""
+    from l7lb.config import load
+
+    return load(configuration(path))
+
+
+def client(admin: Path | None, config: Path | None, seconds: float = 60.0) -> AdminClient:
+    """A client of the node that is meant."""
+    from l7lb.control.client import AdminClient
+
+    if admin is None:
+        try:
+            admin = loaded(config).settings.admin_socket
+        except ConfigurationError as error:
+            raise L7lbError(
+                f"{configuration(config)} has errors (`l7lb check` shows them), and names no admin socket: "
+                f"say --admin SOCKET. The first: {error.problems[0]}"
+            ) from None
+        except L7lbError as error:
+            raise L7lbError(f"{error}, or --admin SOCKET") from None
+    return AdminClient(admin, seconds)
+
+
+def show(value: Any, as_json: bool, draw: str) -> None:
+    """Print a value as JSON, or as the table of that name."""
+    if as_json:
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    from l7lb.control import tables
+
+    tables.show(getattr(tables, draw)(value))
+
+
+def server_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's completion: the running node's servers. Whatever goes wrong, there are just none."""
+    try:
+        rows = client(ctx.params.get("admin"), ctx.params.get("config"), 1.0).get("servers")
+        names = [f"{row['pool']}/{row['name']}" for row in rows]
+    except (L7lbError, OSError, KeyError, TypeError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def pool_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's completion: the running node's pools that have servers."""
+    pools = {name.partition("/")[0] for name in server_names(ctx, parameter, "")}
+    return sorted(pool for pool in pools if pool.startswith(incomplete))
+
+
+server_argument = click.argument("server", metavar="[POOL/]SERVER", shell_complete=server_names)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="l7lb", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A content-aware load balancer cluster for mail, media and web."""
+
+
+# --- the node itself ----------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@config_option
+def serve(config: Path | None) -> None:
+    """Run a node in the foreground.
+
+    SIGHUP or `l7lb reload` reloads the configuration, SIGTERM drains and ends, SIGUSR2 hands the listeners to a new
+    process of the installed version.
+    """
+    from l7lb.app import serve as run
+
+    sys.exit(run(configuration(config)))
+
+
+@cli.command()
+@config_option
+def check(config: Path | None) -> None:
+    """Check a configuration: exit 0, or 1 with every error as FILE:LINE:COLUMN: path: what is wrong."""
+    path = configuration(config)
+    found = loaded(path)
+    for warning in found.warnings:
+        click.echo(f"{warning} (a warning)", err=True)
+    snapshot = found.snapshot
+    servers = sum(len(pool.servers) for pool in snapshot.pools)
+    numbers = ((len(snapshot.listeners), "listener"), (len(snapshot.pools), "pool"), (servers, "server"))
+    parts = ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers)
+    click.echo(f"{path}: good: {parts}")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    from l7lb.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@cli.command()
+@click.argument("protocol")
+@click.argument("request", nargs=-1)
+@click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header; repeatable.")
+@click.option("--source", default="127.0.0.1", show_default=True, metavar="IP", help="The client's address.")
+@click.option("--listener", default="", metavar="NAME", help="Which listener. [default: the only one of the protocol]")
+@admin_options
+@json_option
+def explain(
+    protocol: str,
+    request: tuple[str, ...],
+    headers: tuple[str, ...],
+    source: str,
+    listener: str,
+    admin: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Say rule by rule where a request goes, and why: explain http GET http://example.org/x -H 'cookie: beta=yes'.
+
+    With --admin as the running node sees its servers now, else as they are configured.
+    """
+    if protocol != "http":
+        raise click.UsageError(f"{protocol} can't be explained: http can")
+    if len(request) != 2:
+        raise click.UsageError("explain http takes a method and a URL, such as: explain http GET http://example.org/")
+    question: dict[str, Any] = {
+        "protocol": protocol,
+        "method": request[0],
+        "url": request[1],
+        "headers": [_header(text) for text in headers],
+        "source": source,
+        "listener": listener,
+    }
+    if admin is not None:
+        show(client(admin, config).post("explain", **question), as_json, "explained")
+        return
+    import msgspec
+
+    from l7lb.control.explaining import Question
+    from l7lb.control.explaining import explain as explain_here
+
+    answer = explain_here(loaded(config).snapshot, msgspec.convert(question, Question))
+    show(msgspec.to_builtins(answer), as_json, "explained")
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.UsageError(f"{text!r} is no header: write 'NAME: VALUE'")
+    return name.strip(), value.strip()
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion for a shell; bash: source <(l7lb completion bash)."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "l7lb", "_L7LB_COMPLETE").source())
+
+
+# --- to see -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@admin_options
+@json_option
+def status(admin: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show the node: its processes, workers and listeners."""
+    show(client(admin, config).get("status"), as_json, "status")
+
+
+@cli.command()
+@click.argument("pool", required=False, shell_complete=pool_names)
+@admin_options
+@json_option
+def servers(pool: str | None, admin: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show the servers: state, weight, sessions, and why."""
+    show(client(admin, config).get("servers", pool=pool), as_json, "servers")
+
+
+@cli.command()
+@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Rows at most.")
+@admin_options
+@json_option
+def sessions(limit: int, admin: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show what is in progress."""
+    show(client(admin, config).get("sessions", limit=limit), as_json, "sessions")
+
+
+@cli.command()
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds.")
+@click.option("--once", is_flag=True, help="Print one picture and end.")
+@admin_options
+def top(interval: float, once: bool, admin: Path | None, config: Path | None) -> None:
+    """Watch the servers live; q ends."""
+    from l7lb.control.top import run
+
+    run(client(admin, config, 10.0), interval, once)
+
+
+# --- to change ----------------------------------------------------------------------------------------------------
+
+
+def verb(name: str, text: str) -> None:
+    """A command that takes one server."""
+
+    @cli.command(name, help=text)
+    @server_argument
+    @admin_options
+    def command(server: str, admin: Path | None, config: Path | None) -> None:
+        click.echo(client(admin, config).post(name, server=server)["done"])
+
+
+verb("drain", "Send no new users to a server; those it has stay until they end.")
+verb("undrain", "Take a drain back.")
+verb("disable", "Send nobody to a server, not even its sticky users.")
+verb("enable", "Take a drain or a disable back.")
+verb("remove-server", "Take a server out of its pool; its sessions go on until they end.")
+
+
+@cli.command()
+@server_argument
+@click.argument("weight", metavar="N|configured")
+@admin_options
+def weight(server: str, weight: str, admin: Path | None, config: Path | None) -> None:
+    """Set a server's weight, 0 to 65535; `configured` goes back to the file's."""
+    if weight != "configured" and not (weight.isascii() and weight.isdigit()):
+        raise click.UsageError(f"{weight!r} is no weight: a number from 0 to 65535, or the word configured")
+    value = None if weight == "configured" else int(weight[:9])
+    click.echo(client(admin, config).post("weight", server=server, weight=value)["done"])
+
+
+@cli.command("add-server")
+@click.argument("pool", shell_complete=pool_names)
+@click.argument("name")
+@click.argument("address", default="")
+@click.option("--weight", type=click.IntRange(0, 65_535), default=1, show_default=True)
+@click.option("--max-connections", type=click.IntRange(0), default=0, help="Of the whole node. [default: no limit]")
+@click.option("--backup", is_flag=True, help="Use it only when no other server is open.")
+@admin_options
+def add_server(
+    pool: str,
+    name: str,
+    address: str,
+    weight: int,
+    max_connections: int,
+    backup: bool,
+    admin: Path | None,
+    config: Path | None,
+) -> None:
+    """Add a server to a pool: HOST:PORT or unix:PATH. Without an address: bring a removed one back."""
+    node = client(admin, config)
+    answer = node.post(
+        "add-server",
+        pool=pool,
+        name=name,
+        address=address,
+        weight=weight,
+        max_connections=max_connections,
+        backup=backup,
+    )
+    click.echo(answer["done"])
+
+
+@cli.command()
+@admin_options
+def reload(admin: Path | None, config: Path | None) -> None:
+    """Put the changed configuration into force; a wrong one is refused and the old one stays."""
+    answer = client(admin, config).post("reload")
+    for note in answer.get("notes", ()):
+        click.echo(note, err=True)
+    click.echo(answer["done"])
+
+
+def main() -> None:
+    """The console command."""
+    cli(prog_name="l7lb")
+
+
+if __name__ == "__main__":
+    main()
