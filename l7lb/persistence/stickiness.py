@@ -28,6 +28,8 @@ from l7lb.persistence.tables import Tables
 Offer = tuple[str, str]  # a server's name, and the kind of key that names it
 
 TOKEN = 10  # bytes of the inserted cookie's token; it has twice as many hexadecimal digits
+VALUES = 8  # of one cookie that are looked at in a request
+SET_COOKIES = 64  # that are looked at in an answer
 DIGEST = 15  # bytes; one less than would seem natural, since with it an entry takes 16 bytes less
 
 
@@ -139,21 +141,21 @@ class LearnedCookieKey(TableKey):
         self._wall = wall
 
     def find(self, facts: Facts, now: float) -> Offer | None:
-        for value in facts.cookie(self._name):
+        for value in facts.cookie(self._name)[:VALUES]:
             offer = self._offers.get(self._table.get(digest(unquoted(value)), now))
             if offer is not None:
                 return offer
         return None
 
     def key(self, facts: Facts, now: float) -> bytes | None:
-        for value in facts.cookie(self._name):
+        for value in facts.cookie(self._name)[:VALUES]:
             key = digest(unquoted(value))
             if self._table.get(key, now) is not None:
                 return key
         return None
 
     def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
-        for text in set_cookies:
+        for text in set_cookies[:SET_COOKIES]:
             if self._name not in text:
                 continue
             cookie = parse_set_cookie(text)

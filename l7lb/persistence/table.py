@@ -75,6 +75,7 @@ class Table:
         "_grain",
         "_ids",
         "_journal",
+        "_last",
         "_lifetime",
         "_mask",
         "_names",
@@ -110,6 +111,7 @@ class Table:
         self._mask = parts - 1
         self._count = 0
         self._cursor = 0  # the part where the next tick goes on
+        self._last = -(1 << 62)  # the ticks of our last writing
         self._newest = 0  # the greatest ticks of an entry so far
         self._unsorted: set[int] = set()
         self._journal: deque[bytes] = deque(maxlen=JOURNAL)
@@ -183,9 +185,11 @@ class Table:
         return self._uses[self._ids[server]] if server in self._ids else 0
 
     def _write(self, index: int, key: bytes, old: int | None, server: str, ticks: int) -> None:
-        """A change of our own: newer than what is there, even where another process's clock reading was ahead."""
+        """A change of our own: newer than our last one, and than what is there though another's clock was ahead."""
+        ticks = max(ticks, self._last + 1)
         if old is not None and old >> _TICKS_SHIFT >= ticks:
             ticks = (old >> _TICKS_SHIFT) + 1
+        self._last = ticks
         self._store(index, key, old, ticks << _ORIGIN_BITS | self.origin, server)
         self._note(key)
         if old is None:
@@ -317,6 +321,8 @@ class Table:
             full = self._count > self.size
             if full and len(part) < 2:
                 part = next(other for other in self._parts if len(other) > (other is part))
+            if not part:
+                return
             key, value = next(iter(part.items()))
             if ticks - (value >> _TICKS_SHIFT) > self._lifetime:
                 self.expired += 1
