@@ -36,8 +36,8 @@ The verbs, beside these two::
     NAME is up | down | draining | disabled | enabled         a server's health and state, set by hand
 
 What one name sends in neighbouring lines leaves in one piece, unless ``split`` says otherwise: :func:`pieces` of so
-many bytes, or each of :meth:`Playbook.splits`, which cut one sending in two at one position after the other. The rest of the
-playbook must hold all the same: that is what "any split gives the same actions" means on the wire.
+many bytes, or each of :meth:`Playbook.splits`, which cut one sending in two at one position after the other. The
+rest of the playbook must hold all the same: that is what "any split gives the same actions" means on the wire.
 """
 
 from __future__ import annotations
