@@ -27,6 +27,7 @@ from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Balance
 from l7lb.routing.balance.common import TierBalancer
 from l7lb.routing.balance.random_of_two import RandomOfTwo
+from l7lb.routing.matchers import show
 
 POINTS = 128  # for each unit of weight
 MAX_POINTS = 131_072  # of a pool; beyond, all servers have fewer for each unit
@@ -168,7 +169,7 @@ class HashBalancer(TierBalancer):
             if server is chosen:
                 break
             passed.append(f"{server.name} ({self._why_not(server)})")
-        shown = repr(key[:200].decode("utf-8", "backslashreplace"))
+        shown = show(key)
         if not passed:
             return f"the hash of {fact} {shown} belongs to it"
         return f"the hash of {fact} {shown} belongs to {passed[0]}; passed over: {', '.join(passed[:10])}"
