@@ -24,6 +24,7 @@ from l7lb.persistence.messages import (
     BadMessage,
     Changes,
     Follow,
+    FromState,
     Join,
     Leave,
     Refused,
@@ -138,13 +139,16 @@ class StateLink:
 
     async def _write(self, sender: Sender) -> None:
         while True:
-            self._wake.clear()
-            self.tables.wake = self._wake.set
-            for table in self.tables.held():
-                table.wake = self._wake.set  # before it is read, so that no change is missed
+            self._arm()  # before tables are read, so that no change is missed
             await self._round(sender)
             await self._wake.wait()
             await asyncio.sleep(INTERVAL)
+
+    def _arm(self) -> None:
+        self._wake.clear()
+        self.tables.wake = self._wake.set
+        for table in self.tables.held():
+            table.wake = self._wake.set
 
     async def _round(self, sender: Sender) -> None:
         tables = self.tables.held()
@@ -179,16 +183,16 @@ class StateLink:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:
-            message = from_state.decode(await receive(reader))
-            if isinstance(message, (Welcome, Refused)):
-                raise BadMessage("a second answer to the same question")
-            table = self.tables.get(message.table)
-            position = self._positions.get(table) if table is not None else None
-            if table is not None and position is not None:
-                self._apply(message, table, position)
+            self._apply(from_state.decode(await receive(reader)))
             await asyncio.sleep(0)  # requests come between two messages, also when many are there
 
-    def _apply(self, message: Changes | Taught | Seen, table: Table, position: Position) -> None:
+    def _apply(self, message: FromState) -> None:
+        if isinstance(message, (Welcome, Refused)):
+            raise BadMessage("a second answer to the same question")
+        table = self.tables.get(message.table)
+        position = self._positions.get(table) if table is not None else None
+        if table is None or position is None:
+            return  # nobody holds it any more
         match message:
             case Changes():
                 check_changes(message)
@@ -210,4 +214,6 @@ class StateLink:
     async def _keep_house(self) -> None:
         while True:
             busy = self.tables.tick(time.monotonic())
+            if len(self._followed) > len(self.tables.held()):
+                self._wake.set()  # nobody says when a table is let go
             await asyncio.sleep(BUSY_TICK if busy else TICK)

@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -343,7 +344,7 @@ def _bind(sock: socket.socket, path: str) -> None:
         sock.bind(path)
         return
     except OSError:
-        if not os.path.exists(path):
+        if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
             raise
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)

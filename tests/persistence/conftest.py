@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sticky_helpers import Nodes, Processes
+from sticky_helpers import Nodes, Processes, running
 
-from l7lb.persistence.state import StateProcess, listen
+from l7lb.persistence.state import StateProcess
 
 
 @pytest.fixture
@@ -29,12 +28,8 @@ async def nodes(socket_path: Path) -> AsyncIterator[Nodes]:
 @pytest_asyncio.fixture
 async def state(socket_path: Path) -> AsyncIterator[StateProcess]:
     """A state process in this process."""
-    with listen(socket_path) as listening:
-        process = StateProcess(listening, None, 10_000)
-        task = asyncio.get_running_loop().create_task(process.run())
+    async with running(socket_path) as process:
         yield process
-        process.ending.set()
-        await task
 
 
 @pytest.fixture
@@ -44,4 +39,6 @@ def start_state(tmp_path: Path) -> Iterator[Processes]:
     for process in processes.all:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from l7lb.core.facts import Facts
 from l7lb.core.snapshot import Address, PersistenceKey, Pool, Server
 from l7lb.core.snapshot import Tables as Limits
 from l7lb.persistence.link import StateLink
+from l7lb.persistence.state import StateProcess, listen
 from l7lb.persistence.table import Table
 from l7lb.persistence.tables import Tables
 
@@ -78,6 +80,20 @@ class Node:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
+
+
+@asynccontextmanager
+async def running(path: Path, save: Path | None = None, size: int = 10_000) -> AsyncIterator[StateProcess]:
+    """A state process in this process."""
+    with listen(path) as listening:
+        process = StateProcess(listening, save, size)
+        process.load()
+        task = asyncio.get_running_loop().create_task(process.run())
+        try:
+            yield process
+        finally:
+            process.ending.set()
+            await task
 
 
 class Nodes:
