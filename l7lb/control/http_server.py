@@ -12,6 +12,7 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 
@@ -33,13 +34,14 @@ class Guard(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        assert isinstance(transport, asyncio.Transport)
+        # Not checked by isinstance: uvloop's transports don't derive from asyncio's.
+        abort = cast("asyncio.WriteTransport", transport).abort
         self._inner.connection_made(transport)
         self._open.add(self)
         if len(self._open) > self._connections:
-            transport.abort()
+            abort()
         else:
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, transport.abort)
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, abort)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""

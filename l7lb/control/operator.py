@@ -145,16 +145,20 @@ class Operator:
         else:
             pool_name, name = "", target
         found: list[tuple[str, list[Server]]] = []
+        elsewhere: list[str] = []
         known: list[str] = []
         for pool in self.node.configured.pools:
-            if pool_name in ("", pool.name):
-                servers = self._candidates(pool)
-                known.extend(servers)
-                if name in servers:
-                    found.append((pool.name, servers[name]))
+            servers = self._candidates(pool)
+            if pool_name not in ("", pool.name):
+                elsewhere += [f"{pool.name}/{name}"] if name in servers else []
+                continue
+            known.extend(servers)
+            if name in servers:
+                found.append((pool.name, servers[name]))
         if not found:
             where = f" in pool {pool_name}" if pool_name else ""
-            raise UnknownName(f"no server {name}{where}: {suggestion(name, known)}")
+            hint = f"did you mean {elsewhere[0]}?" if elsewhere else suggestion(name, known)
+            raise UnknownName(f"no server {name or 'without a name'}{where}: {hint}")
         if len(found) > 1:
             names = [f"{pool}/{name}" for pool, _ in found]
             raise UnknownName(f"{name} is a server of several pools: say {', '.join(names[:-1])} or {names[-1]}")
