@@ -6,8 +6,8 @@ told apart by type, because several are made for every request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
@@ -19,6 +19,11 @@ class Side(IntEnum):
 
     CLIENT = 0
     SERVER = 1
+
+
+# An enumeration's member is looked up by way of an exception in some Pythons: hot paths use these.
+CLIENT: Final = Side.CLIENT
+SERVER: Final = Side.SERVER
 
 
 class Action:
@@ -98,30 +103,51 @@ class Tunnel(Action):
         self.idle = idle
 
 
+class Recorded:
+    """What can tell of itself in an access record: a protocol's request or session."""
+
+    __slots__ = ()
+
+    def record(self, ended: str, elapsed: float) -> AccessRecord:
+        """The record; ``time`` is left for whoever writes it."""
+        raise NotImplementedError
+
+
 class Finished(Action):
     """A request or session is over: what the counts need of it, and how to make its access record if one is wanted.
 
-    ``status`` is a number where the protocol has them, else 0; ``failure`` is None where all went well; ``elapsed``
-    is seconds.
+    ``status`` is a number where the protocol has them, else 0; ``failure`` is None where all went well; ``ended`` is
+    the record's word for who ended it and where; ``elapsed`` is seconds.
     """
 
-    __slots__ = ("elapsed", "failure", "received", "record", "sent", "status")
+    __slots__ = ("elapsed", "ended", "failure", "received", "sent", "status", "subject")
 
     def __init__(
         self,
-        record: Callable[[], AccessRecord],
+        subject: Recorded,
         status: int,
         failure: Failure | None,
+        ended: str,
         received: int,
         sent: int,
         elapsed: float,
     ) -> None:
-        self.record = record
+        self.subject = subject
         self.status = status
         self.failure = failure
+        self.ended = ended
         self.received = received
         self.sent = sent
         self.elapsed = elapsed
+
+
+class Learn(Action):
+    """The server's answer set these cookies, and a persistence key learns from them."""
+
+    __slots__ = ("set_cookies",)
+
+    def __init__(self, set_cookies: list[bytes]) -> None:
+        self.set_cookies = set_cookies
 
 
 class Close(Action):

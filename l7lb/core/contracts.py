@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from l7lb.core.actions import Action, Side
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
@@ -44,7 +46,18 @@ class Choice:
 class Assignment:
     """A server's connection that the session holds until it releases it."""
 
-    __slots__ = ("attempt", "choice", "connect_time", "pool", "queue_time", "reused", "server", "set_cookie", "sticky")
+    __slots__ = (
+        "attempt",
+        "choice",
+        "connect_time",
+        "learns",
+        "pool",
+        "queue_time",
+        "reused",
+        "server",
+        "set_cookie",
+        "sticky",
+    )
 
     def __init__(self, choice: Choice, pool: PoolState, server: ServerState) -> None:
         self.choice = choice
@@ -54,6 +67,7 @@ class Assignment:
         self.attempt = 0  # 0 for the first
         self.sticky = ""  # the persistence key that chose the server
         self.set_cookie = b""  # a Set-Cookie value that the answer must carry
+        self.learns = False  # whether the cookies that the answer sets are wanted
         self.queue_time = 0.0
         self.connect_time = 0.0
 
@@ -147,6 +161,7 @@ class Probe(Protocol):
     async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Balancer(ABC):
     """One way to choose among a pool's servers; made anew when the list of servers changes.
 
@@ -176,6 +191,7 @@ class Balancer(ABC):
         """``server.active`` has shrunk by one; ``latency`` in seconds to its answer, negative if it gave none."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stickiness(ABC):
     """A pool's persistence keys in their order, in one worker."""
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mypy_extensions import mypyc_attr
+
 NOTHING: Sequence[bytes] = ()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Facts:
     """The facts that every protocol has; a protocol's own facts are attributes of its subclass.
 

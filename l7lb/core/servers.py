@@ -7,6 +7,7 @@ idle connections carry over. The supervisor decides health; the worker counts.
 from __future__ import annotations
 
 from l7lb.core.snapshot import Pool, Server
+from l7lb.core.tally import Tally
 
 
 class ServerState:
@@ -29,6 +30,7 @@ class ServerState:
         "others",
         "pool",
         "slot",
+        "tally",
         "up_since",
     )
 
@@ -44,6 +46,7 @@ class ServerState:
         self.others = 0
         self.latency = 0.0
         self.idle: list[object] = []  # the proxy's idle connections, newest last
+        self.tally = Tally()
         self.failures = 0  # in a row, in this worker
 
     @property

@@ -10,7 +10,21 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, Side, Splice, ToClient, ToServer, Tunnel
+from l7lb.core.actions import (
+    CLIENT,
+    SERVER,
+    Action,
+    Close,
+    Finished,
+    Learn,
+    NeedServer,
+    Release,
+    Side,
+    Splice,
+    ToClient,
+    ToServer,
+    Tunnel,
+)
 from l7lb.core.contracts import Session
 from l7lb.proxy.endpoint import DONT_WAIT, Endpoint
 from l7lb.proxy.relay import Pump
@@ -76,7 +90,7 @@ class Connection(Endpoint):
             if self.phase == OPEN:
                 now = self.loop.time()
                 self.read_more(False)
-                self.run(self.session.ended(Side.CLIENT, now, True), now)
+                self.run(self.session.ended(CLIENT, now, True), now)
             else:
                 self.close()
             return
@@ -85,31 +99,31 @@ class Connection(Endpoint):
             return
         now = self.loop.time()
         if data:
-            self.run(self.session.received(Side.CLIENT, data, now), now)
+            self.run(self.session.received(CLIENT, data, now), now)
         else:
             self.read_more(False)
-            self.run(self.session.ended(Side.CLIENT, now, False), now)
+            self.run(self.session.ended(CLIENT, now, False), now)
 
     def on_writable(self) -> None:
         if not self.flush():
             return
         if self.pump_out is not None:
             self.pump_out.writable()
-        self.written(Side.CLIENT)
+        self.written(CLIENT)
 
     def server_bytes(self, data: bytes) -> None:
         """The server sent something."""
         now = self.loop.time()
-        self.run(self.session.received(Side.SERVER, data, now), now)
+        self.run(self.session.received(SERVER, data, now), now)
 
     def server_ended(self, error: bool) -> None:
         """The server will send nothing more."""
         now = self.loop.time()
-        self.run(self.session.ended(Side.SERVER, now, error), now)
+        self.run(self.session.ended(SERVER, now, error), now)
 
     def written(self, side: Side) -> None:
         """What waited for that side has left: read the other again, or go on closing."""
-        if side is Side.CLIENT and self.phase == FLUSHING:
+        if side is CLIENT and self.phase == FLUSHING:
             self._closing()
             return
         if self.phase == OPEN:
@@ -136,12 +150,12 @@ class Connection(Endpoint):
     def _blocked(self) -> tuple[Side | None, float]:
         """A side that does not take what waits for it, and when it last did."""
         if self.out is not None or (self.pump_out is not None and self.pump_out.waiting):
-            return Side.CLIENT, self.progress
+            return CLIENT, self.progress
         upstream = self.upstream
         if upstream is not None and (
             upstream.out is not None or (upstream.pump_out is not None and upstream.pump_out.waiting)
         ):
-            return Side.SERVER, upstream.progress
+            return SERVER, upstream.progress
         return None, 0.0
 
     # --- actions ----------------------------------------------------------------------------------------------
@@ -155,7 +169,7 @@ class Connection(Endpoint):
                 if self.broken and self.phase == OPEN:
                     self.broken = False
                     self.read_more(False)
-                    more = self.session.ended(Side.CLIENT, now, True)
+                    more = self.session.ended(CLIENT, now, True)
         except Exception:
             # A fault of ours ends this connection and no other.
             log.exception("connection from %s ended by a fault", self.client)
@@ -196,12 +210,14 @@ class Connection(Endpoint):
                     self._closing()
                 else:
                     self.read_more(False)
+        elif isinstance(action, Learn):
+            self.dispatcher.learn(self, action.set_cookies, now)
         elif isinstance(action, Splice):
             self._pump(action.source, action.count, bulk=True)
         elif isinstance(action, Tunnel):
             self.tunnel = True
-            self._pump(Side.CLIENT, -1, bulk=False)
-            self._pump(Side.SERVER, -1, bulk=False)
+            self._pump(CLIENT, -1, bulk=False)
+            self._pump(SERVER, -1, bulk=False)
 
     def _to_server(self, data: bytes) -> None:
         upstream = self.upstream
@@ -215,7 +231,7 @@ class Connection(Endpoint):
         upstream = self.upstream
         if upstream is None:
             return
-        source, destination = (self, upstream) if side is Side.CLIENT else (upstream, self)
+        source, destination = (self, upstream) if side is CLIENT else (upstream, self)
         pump = Pump(side, source, destination, count, self._moved, self._pump_over)
         if self.pumps is None:
             self.pumps = []
@@ -235,7 +251,7 @@ class Connection(Endpoint):
     def _pump_over(self, pump: Pump, side: Side, error: bool) -> None:
         """A pump has come to an end: that side ended or failed."""
         now = self.loop.time()
-        if side is not pump.side and side is Side.SERVER:
+        if side is not pump.side and side is SERVER:
             # The server takes no more of the request; it may have answered all the same, which reading it will tell.
             self.read_more(False)
             return
@@ -247,7 +263,7 @@ class Connection(Endpoint):
                 pass  # the other half will notice
             if not all(each.ended for each in self.pumps or ()):
                 return
-            side = Side.SERVER
+            side = SERVER
         if error or self.tunnel:
             self._stop_pumps()
         self.run(self.session.ended(side, now, error), now)

@@ -11,6 +11,10 @@ from __future__ import annotations
 import mmap
 import os
 
+from l7lb.core.tally import BUCKETS, Tally
+
+__all__ = ["BUCKETS", "Counts", "create"]
+
 ROWS = 16_384
 COLUMNS = 32
 WORKERS = 64
@@ -42,7 +46,6 @@ TIMEOUTS = 18
 REUSED = 19  # requests over a kept connection
 ABORTED = 20  # by the client
 HISTOGRAM = 21  # .. 31: how many answers took at most BUCKETS[i] seconds, not cumulative; the last: longer
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0)
 
 
 def create() -> int:
@@ -95,6 +98,22 @@ class Counts:
             for column in range(COLUMNS):
                 if self.cells[row + column]:
                     self.cells[row + column] = 0
+
+    def add(self, row: int, tally: Tally) -> None:
+        """Add a tally to the own row that begins at ``row``, and empty it."""
+        cells = self.cells
+        cells[row + REQUESTS] += tally.requests
+        cells[row + RECEIVED] += tally.received
+        cells[row + SENT] += tally.sent
+        for digit in range(1, 6):
+            if tally.statuses[digit]:
+                cells[row + STATUS_1XX - 1 + digit] += tally.statuses[digit]
+        for offset, count in enumerate(tally.buckets):
+            if count:
+                cells[row + HISTOGRAM + offset] += count
+        cells[row + REUSED] += tally.reused
+        cells[row + STICKY] += tally.sticky
+        tally.clear()
 
     def close(self) -> None:
         """Unmap it."""

@@ -204,6 +204,13 @@ class Dispatcher:
         for server in servers:
             server.others = self._counts.total(server.slot, columns.ACTIVE, workers) - server.active
 
+    def publish(self) -> None:
+        """Bring the shared counts up to date."""
+        for runtime in self.pools.values():
+            for server in runtime.state.servers:
+                if server.tally.requests:
+                    self._counts.add(self._base + server.slot * COLUMNS, server.tally)
+
     def refresh_all(self) -> None:
         """Look at what all other workers have in progress, for algorithms that compare load."""
         if self._workers() > 1:
@@ -275,7 +282,7 @@ class Dispatcher:
                 continue
             ticket.reused = True
             ticket.connect_time = 0.0
-            self._count(server, columns.REUSED)
+            server.tally.reused += 1
             return self._hold(ticket, upstream, now)
         ticket.reused = False
         try:
@@ -329,9 +336,10 @@ class Dispatcher:
         connection.upstream = upstream
         sticky = ticket.runtime.stickiness
         if sticky is not None:
+            ticket.learns = sticky.learns
             ticket.set_cookie = sticky.chosen(ticket.facts, ticket.server.name, now)
             if ticket.sticky:
-                self._count(ticket.server, columns.STICKY)
+                ticket.server.tally.sticky += 1
         return connection.session.connected(ticket, now)
 
     def _connect_failed(self, ticket: Ticket, failure: Failure, now: float) -> list[Action] | None:
@@ -352,6 +360,12 @@ class Dispatcher:
                 return self._proceed(ticket, False, now)
         ticket.connection.ticket = None
         return ticket.connection.session.failed(failure, ticket.choice, now)
+
+    def learn(self, connection: Connection, set_cookies: list[bytes], now: float) -> None:
+        """The server's answer set these cookies."""
+        ticket = connection.ticket
+        if ticket is not None and ticket.runtime.stickiness is not None:
+            ticket.runtime.stickiness.answered(set_cookies, ticket.server.name, now)
 
     # --- the end ----------------------------------------------------------------------------------------------
 

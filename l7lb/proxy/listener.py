@@ -16,9 +16,10 @@ from l7lb.core.contracts import Peer, SessionFactory
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Listener
+from l7lb.core.tally import BUCKETS, Tally
 from l7lb.proxy import counts as columns
 from l7lb.proxy.connection import Connection
-from l7lb.proxy.counts import BUCKETS, COLUMNS, Counts
+from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher, Ticket
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
@@ -26,7 +27,6 @@ from l7lb.routing.templates import Template, compile_template
 
 BATCH = 32  # connections accepted before others get their turn
 PAUSE_SECONDS = 0.1
-LAST_BUCKET = columns.HISTOGRAM + len(BUCKETS)
 
 log = logging.getLogger("l7lb.listener")
 
@@ -34,7 +34,20 @@ log = logging.getLogger("l7lb.listener")
 class ListenerState:
     """A listener of the current snapshot: its rules, its way to make sessions, its counts."""
 
-    __slots__ = ("cells", "config", "connections", "factory", "name", "record", "router", "row", "templates", "timers")
+    __slots__ = (
+        "cells",
+        "config",
+        "connections",
+        "counts",
+        "factory",
+        "name",
+        "record",
+        "router",
+        "row",
+        "tally",
+        "templates",
+        "timers",
+    )
 
     def __init__(
         self,
@@ -50,7 +63,9 @@ class ListenerState:
         self.router = router
         self.factory = factory
         self.timers = timers
+        self.counts = counts
         self.cells = counts.cells
+        self.tally = Tally()
         self.row = counts.row(config.slot)
         self.record = record
         self.connections: set[Connection] = set()
@@ -86,30 +101,31 @@ class ListenerState:
 
     def finished(self, action: Finished, ticket: Ticket | None) -> None:
         """Count a request, and write its record."""
-        row = self.row
-        self._count(row, action)
-        if ticket is not None:
-            self._count(row - self.config.slot * COLUMNS + ticket.server.slot * COLUMNS, action)
-        if self.record is not None:
-            self.record(action.record())
-
-    def _count(self, row: int, action: Finished) -> None:
-        cells = self.cells
-        cells[row + columns.REQUESTS] += 1
-        cells[row + columns.RECEIVED] += action.received
-        cells[row + columns.SENT] += action.sent
         status = action.status // 100
-        if 0 < status < 6:
-            cells[row + columns.STATUS_1XX - 1 + status] += 1
-        cells[row + columns.HISTOGRAM + bisect_left(BUCKETS, action.elapsed)] += 1
-        failure = action.failure
-        if failure is not None:
-            if failure is Failure.CLIENT_CLOSED:
-                cells[row + columns.ABORTED] += 1
-            elif failure in (Failure.CLIENT_TIMEOUT, Failure.SERVER_TIMEOUT, Failure.SERVER_STALLED):
-                cells[row + columns.TIMEOUTS] += 1
-            else:
-                cells[row + columns.REFUSED] += 1
+        if not 0 < status < 6:
+            status = 0
+        bucket = bisect_left(BUCKETS, action.elapsed)
+        self.tally.count(status, bucket, action.received, action.sent)
+        if ticket is not None:
+            ticket.server.tally.count(status, bucket, action.received, action.sent)
+        if action.failure is not None:
+            self._count_failure(action.failure)
+        if self.record is not None:
+            self.record(action.subject.record(action.ended, action.elapsed))
+
+    def _count_failure(self, failure: Failure) -> None:
+        if failure is Failure.CLIENT_CLOSED:
+            column = columns.ABORTED
+        elif failure in (Failure.CLIENT_TIMEOUT, Failure.SERVER_TIMEOUT, Failure.SERVER_STALLED):
+            column = columns.TIMEOUTS
+        else:
+            column = columns.REFUSED
+        self.cells[self.row + column] += 1
+
+    def publish(self) -> None:
+        """Bring the shared counts up to date."""
+        if self.tally.requests:
+            self.counts.add(self.row, self.tally)
 
 
 class Acceptor:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from fcntl import fcntl
 
-from l7lb.core.actions import Side
+from l7lb.core.actions import CLIENT, SERVER, Side
 from l7lb.proxy.endpoint import DONT_WAIT, SEND_FLAGS, Endpoint
 
 PIPE_BYTES = 256 * 1024
@@ -110,7 +110,7 @@ class Pump:
         except BlockingIOError:
             count = 0
         except OSError:
-            self._end(Side.SERVER if self.side is Side.CLIENT else Side.CLIENT, True)
+            self._end(SERVER if self.side is CLIENT else CLIENT, True)
             return
         waiting = self._held > 0 or self._buffer is not None
         if waiting or count:

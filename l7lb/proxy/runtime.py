@@ -217,7 +217,14 @@ class Runtime:
             state.ejected = verdict.ejected
             state.up_since = verdict.since
 
+    def publish(self) -> None:
+        """Bring the shared counts up to date; done many times a second anyway."""
+        for state in (*self.listeners.values(), *self._leaving):
+            state.publish()
+        self.dispatcher.publish()
+
     def _refresh(self) -> None:
+        self.publish()
         self.dispatcher.refresh_all()
         self._timers[0] = self.loop.call_later(REFRESH_SECONDS, self._refresh)
 
@@ -292,6 +299,7 @@ class Runtime:
         for state in (*self.listeners.values(), *self._leaving):
             for connection in list(state.connections):
                 connection.close(reset=True)
+        self.publish()
         self.dispatcher.close()
         self.timers.close()
         for timer in self._timers:

@@ -10,7 +10,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from l7lb.core.actions import Side
+from l7lb.core.actions import SERVER
 from l7lb.core.errors import Failure
 from l7lb.core.servers import ServerState
 from l7lb.proxy.endpoint import BLOCKED, DONT_WAIT, Endpoint
@@ -76,7 +76,7 @@ class ServerConnection(Endpoint):
         if self.pump_out is not None:
             self.pump_out.writable()
         if self.owner is not None:
-            self.owner.written(Side.SERVER)
+            self.owner.written(SERVER)
 
     def retire(self) -> None:
         """Close an idle connection and take it off the shelf."""

@@ -45,14 +45,14 @@ class HttpFacts(Facts):
 
     def cookie(self, name: bytes) -> Sequence[bytes]:
         cookies = self.request.cookies
-        if name not in cookies:
+        if cookies.find(name) < 0:
             return NOTHING
         found = []
         for pair in cookies.split(b";"):
             key, _, value = pair.partition(b"=")
-            if key.strip(OWS) == name:
+            if key == name or key.strip(OWS) == name:
                 value = value.strip(OWS)
-                found.append(value[1:-1] if len(value) > 1 and value[:1] == value[-1:] == b'"' else value)
+                found.append(value[1:-1] if value[:1] == b'"' and value[-1:] == b'"' and len(value) > 1 else value)
         return found
 
     def query(self, name: bytes) -> Sequence[bytes]:

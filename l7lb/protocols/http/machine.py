@@ -23,19 +23,30 @@ to splice it.
 
 from __future__ import annotations
 
-from functools import partial
-
-from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, Side, Splice, ToClient, ToServer, Tunnel
+from l7lb.core.actions import (
+    CLIENT,
+    SERVER,
+    Action,
+    Close,
+    Finished,
+    Learn,
+    NeedServer,
+    Release,
+    Side,
+    Splice,
+    ToClient,
+    ToServer,
+    Tunnel,
+)
 from l7lb.core.contracts import Assignment, Choice, Peer
 from l7lb.core.errors import Failure
-from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Redirect
 from l7lb.protocols.http.answers import STATUS, answer, refusal
 from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.facts import HttpFacts, Networks, client_source, trusted
 from l7lb.protocols.http.forward import Origin, allowed_upgrade, interim_head, request_head, response_head
 from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Request, Response, read_request, read_response
-from l7lb.protocols.http.session import Exchange, unread_record
+from l7lb.protocols.http.session import Exchange, Unread
 from l7lb.protocols.http.settings import HttpSettings
 from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
 
@@ -109,7 +120,7 @@ class HttpMachine:
         return []
 
     def received(self, side: Side, data: bytes, now: float) -> list[Action]:
-        if side is Side.CLIENT:
+        if side is CLIENT:
             state = self.state
             if state <= HEAD:
                 return self._head(data, now)
@@ -133,7 +144,7 @@ class HttpMachine:
 
     def ended(self, side: Side, now: float, error: bool) -> list[Action]:
         exchange = self.exchange
-        if side is Side.CLIENT:
+        if side is CLIENT:
             if self.state == IDLE:
                 return self._quit()
             if self.state == HEAD:
@@ -217,14 +228,14 @@ class HttpMachine:
         if self.state == TUNNEL:
             self.deadline = now + self.shared.timeouts.tunnel
             if exchange is not None:
-                if side is Side.CLIENT:
+                if side is CLIENT:
                     exchange.received += count
                 else:
                     exchange.sent += count
             return []
         if exchange is None or exchange.assignment is None:
             return []
-        if side is Side.CLIENT:
+        if side is CLIENT:
             exchange.received += count
             reader = exchange.body
             assert isinstance(reader, LengthReader)
@@ -256,7 +267,7 @@ class HttpMachine:
             return self._abandon(exchange, Failure.CLIENT_TIMEOUT, now)
         if self.state == WAITING:
             return self._late_request(exchange, blocked, progress, now)
-        if blocked is Side.CLIENT:
+        if blocked is CLIENT:
             # The server may be quick: it is the client that does not read.
             limit = progress + self.shared.timeouts.request_body
             if limit > now:
@@ -366,7 +377,7 @@ class HttpMachine:
             self.deadline = now + self.shared.timeouts.request_body
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES and not exchange.request.expects:
             exchange.replay = None
-            actions.append(Splice(Side.CLIENT, reader.remaining))
+            actions.append(Splice(CLIENT, reader.remaining))
         return actions
 
     def _uploaded(self, exchange: Exchange, now: float) -> list[Action]:
@@ -388,7 +399,7 @@ class HttpMachine:
         assert exchange.assignment is not None
         if exchange.body_done:
             return self._server_fault(exchange, Failure.SERVER_TIMEOUT, now)
-        if blocked is Side.SERVER:
+        if blocked is SERVER:
             limit = progress + exchange.assignment.pool.config.timeouts.response_header
             if limit > now:
                 self.deadline = limit
@@ -463,6 +474,15 @@ class HttpMachine:
         head = response_head(exchange.request, response, assignment, self._must_close(exchange))
         self.state = ANSWERING
         exchange.sent += len(head)
+        if assignment.learns and response.set_cookies is not None:
+            return [Learn(response.set_cookies), *self._first_bytes(exchange, response, head, data, now)]
+        return self._first_bytes(exchange, response, head, data, now)
+
+    def _first_bytes(
+        self, exchange: Exchange, response: Response, head: bytes, data: bytes, now: float
+    ) -> list[Action]:
+        """Send an answer's head and what of its body came with it."""
+        length = response.length
         if length >= 0 and len(data) >= length:
             # Most answers are complete with their head: one send.
             exchange.sent += length
@@ -472,7 +492,6 @@ class HttpMachine:
             return self._complete(exchange, now, [ToClient(head + body)])
         if length >= 0:
             exchange.reader = LengthReader(length)
-        self.deadline = now + assignment.pool.config.timeouts.response_body
         return self._response_body(exchange, data, now, head)
 
     def _response_body(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
@@ -494,9 +513,9 @@ class HttpMachine:
             return self._complete(exchange, now, actions)
         self.deadline = now + assignment.pool.config.timeouts.response_body
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
-            actions.append(Splice(Side.SERVER, reader.remaining))
+            actions.append(Splice(SERVER, reader.remaining))
         elif isinstance(reader, CloseReader):
-            actions.append(Splice(Side.SERVER, -1))
+            actions.append(Splice(SERVER, -1))
         return actions
 
     def _complete(self, exchange: Exchange, now: float, actions: list[Action]) -> list[Action]:
@@ -596,9 +615,8 @@ class HttpMachine:
 
     def _unread(self, failure: Failure, status: int, now: float, sent: int = 0) -> Finished:
         ended = f"{failure.label}@request-header"
-        elapsed = now - self.began
-        record = partial(unread_record, ended, status, self.shared.name, self.peer.client, round(elapsed * 1000, 3))
-        return Finished(record, status, failure, len(self.buffer), sent, elapsed)
+        unread = Unread(self.shared.name, self.peer.client, status)
+        return Finished(unread, status, failure, ended, len(self.buffer), sent, now - self.began)
 
     def _quit(self) -> list[Action]:
         self.state = CLOSED
@@ -609,5 +627,6 @@ class HttpMachine:
         return self.closing or exchange.request.close
 
     def _finished(self, exchange: Exchange, failure: Failure | None, ended: str, now: float) -> Finished:
-        record: partial[AccessRecord] = partial(exchange.record, ended, now, self.shared.name, exchange.facts.source)
-        return Finished(record, exchange.status, failure, exchange.received, exchange.sent, now - exchange.began)
+        return Finished(
+            exchange, exchange.status, failure, ended, exchange.received, exchange.sent, now - exchange.began
+        )

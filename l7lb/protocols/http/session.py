@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l7lb.core.actions import Recorded
 from l7lb.core.contracts import Assignment, Choice
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
@@ -21,7 +22,7 @@ RETRY_NAMES = {
 }
 
 
-class Exchange:
+class Exchange(Recorded):
     """A request from its head to its answer's end. Times are monotonic seconds, 0.0 where not reached yet."""
 
     __slots__ = (
@@ -102,14 +103,13 @@ class Exchange:
         """Seconds from the request sent to the answer's head, negative where there is none."""
         return self.response_at - self.sent_at if self.response_at and self.sent_at else -1.0
 
-    def record(self, ended: str, now: float, listener: str, client: str) -> AccessRecord:
-        """The access record; ``time`` is left for the writer."""
+    def record(self, ended: str, elapsed: float) -> AccessRecord:
         request, assignment = self.request, self.assignment
         record = AccessRecord(
             time="",
-            listener=listener,
+            listener=self.facts.listener,
             protocol="http",
-            client=client,
+            client=self.facts.source,
             request_id=_text(request.request_id),
             method=_text(request.method),
             scheme=_text(self.facts.scheme),
@@ -122,7 +122,7 @@ class Exchange:
             received=self.received,
             sent=self.sent,
             request_ms=_milliseconds(self.began, self.head_at),
-            total_ms=_milliseconds(self.began, now),
+            total_ms=round(elapsed * 1000, 3),
             user_agent=_text(next(iter(request.values(b"user-agent")), b"")),
             referer=_text(next(iter(request.values(b"referer")), b"")),
         )
@@ -138,17 +138,26 @@ class Exchange:
         return record
 
 
-def unread_record(ended: str, status: int, listener: str, client: str, milliseconds: float) -> AccessRecord:
-    """The record of a request whose head could not be read."""
-    return AccessRecord(
-        time="",
-        listener=listener,
-        protocol="http",
-        client=client,
-        status=status,
-        ended=ended,
-        total_ms=milliseconds,
-    )
+class Unread(Recorded):
+    """A request whose head could not be read."""
+
+    __slots__ = ("client", "listener", "status")
+
+    def __init__(self, listener: str, client: str, status: int) -> None:
+        self.listener = listener
+        self.client = client
+        self.status = status
+
+    def record(self, ended: str, elapsed: float) -> AccessRecord:
+        return AccessRecord(
+            time="",
+            listener=self.listener,
+            protocol="http",
+            client=self.client,
+            status=self.status,
+            ended=ended,
+            total_ms=round(elapsed * 1000, 3),
+        )
 
 
 def _text(value: bytes) -> str:

@@ -174,6 +174,6 @@ def check_chunked(value: bytes) -> None:
 
 def tokens(value: bytes) -> list[bytes]:
     """The elements of a comma-separated list in lower case, empty ones left out."""
-    if b"," not in value:
+    if value.find(b",") < 0:
         return [value.lower()] if value else []
     return [element for part in value.split(b",") if (element := part.strip(OWS).lower())]

@@ -100,6 +100,7 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | No
         if target[:1] != b"/":
             target = (b"*" if method == b"OPTIONS" and not target else b"/") + target
     path, mark, query = target.partition(b"?")
-    if b"%" in path or b"//" in path or b"/." in path:
+    # find() and not `in`: for bytes the latter first tries an integer, by way of an exception.
+    if path.find(b"%") >= 0 or path.find(b"//") >= 0 or path.find(b"/.") >= 0:
         path = normal_path(path)
     return path, mark + query, authority
