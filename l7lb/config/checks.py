@@ -1,6 +1,7 @@
 """What can only be told from several sections together.
 
-Each check looks at the sections that are valid, whatever is wrong with the others.
+Mistakes are looked for in the data as it was written, so that they are found whatever else is wrong there; what is
+only doubtful, in the sections that are valid.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 from l7lb.config.addresses import parse_bind, resolve
-from l7lb.config.document import Path
+from l7lb.config.document import Items, Mapping, Path
 from l7lb.config.listeners import Listener
 from l7lb.config.model import Configuration
 from l7lb.config.pools import Pool, Server
-from l7lb.config.routes import Route, Share
+from l7lb.config.routes import ACTIONS, Route
 from l7lb.config.section import Reading
 from l7lb.config.wording import choice, quoted
 
@@ -24,77 +26,85 @@ ROWS = 16_384  # listeners, pools and servers together: the rows of the shared c
 
 def check_all(reading: Reading) -> None:
     """Add everything found to the reading."""
-    for check in (_pools_exist, _rule_order, _listener_names, _server_names, _binds, _size):
-        check(reading)
-
-
-def _pools_exist(reading: Reading) -> None:
-    """Every pool that a rule names is there, also where that pool itself has errors."""
+    listeners = _mappings(reading.root.get("listeners"))
+    _names_once(reading, listeners, "listener")
+    for listener in listeners:
+        rules = _mappings(listener.get("routes"))
+        _pools_exist(reading, rules)
+        _last_takes_all(reading, rules)
     pools = reading.root.get("pools")
-    known = [str(name) for name in pools] if isinstance(pools, dict) else []
-    for route in reading.each(Route):
-        if route.pool is not None and route.pool not in known:
-            reading.problem((*route.place, "pool"), _unknown_pool(route.pool, known))
-    for share in reading.each(Share):
-        if share.pool not in known:
-            reading.problem((*share.place, "pool"), _unknown_pool(share.pool, known))
+    for pool in pools.values() if isinstance(pools, Mapping) else ():
+        if isinstance(pool, Mapping):
+            _names_once(reading, _mappings(pool.get("servers")), "server of this pool")
+    _same_matches(reading)
+    _same_addresses(reading)
+    _binds(reading)
+    _size(reading)
 
 
-def _unknown_pool(name: str, known: list[str]) -> str:
-    if not known:
-        return f"the pool {quoted(name)} is not known: there are no pools"
-    return choice("the pool", name, known)
+def _mappings(items: Any) -> list[Mapping]:
+    """The mappings of a list in the file. Their own types are checked elsewhere."""
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, Items) else []
 
 
-def _rule_order(reading: Reading) -> None:
-    """Rules behind one that takes everything are never reached; nor is one whose match was there before."""
-    by_listener: dict[Path, list[Route]] = {}
-    for route in reading.each(Route):
-        by_listener.setdefault(route.place[:-1], []).append(route)
-    for routes in by_listener.values():
-        routes.sort(key=lambda route: route.place[-1])
-        all_taken: Route | None = None
-        seen: dict[str, Route] = {}
-        for route in routes:
-            if all_taken is not None:
-                line = reading.line(all_taken.place)
-                reading.problem(
-                    route.place, f"is never reached: the rule in line {line} takes everything; put that last"
+def _names_once(reading: Reading, items: list[Mapping], what: str) -> None:
+    seen: dict[str, Path] = {}
+    for item in items:
+        name = item.get("name")
+        if not isinstance(name, str):
+            continue
+        first = seen.setdefault(name, item.path)
+        if first is not item.path:
+            line = reading.line((*first, "name"))
+            reading.problem(
+                (*item.path, "name"), f"a {what} in line {line} is named {quoted(name)} already: names differ"
+            )
+
+
+def _pools_exist(reading: Reading, rules: list[Mapping]) -> None:
+    pools = reading.root.get("pools")
+    known = list(pools) if isinstance(pools, Mapping) else []
+    for rule in rules:
+        for place in (rule, *_mappings(rule.get("split"))):
+            name = place.get("pool")
+            if isinstance(name, str) and name not in known:
+                message = (
+                    choice("the pool", name, known)
+                    if known
+                    else f"the pool {quoted(name)} is not known: there are none"
                 )
-                continue
-            if route.match is None:
-                all_taken = route
-                continue
-            same = seen.setdefault(route.match.model_dump_json(), route)
+                reading.problem((*place.path, "pool"), message)
+
+
+def _last_takes_all(reading: Reading, rules: list[Mapping]) -> None:
+    """Rules behind one without a match are never reached."""
+    taken: Mapping | None = None
+    for rule in rules:
+        if taken is not None:
+            line = reading.line(taken.path)
+            reading.problem(rule.path, f"is never reached: the rule in line {line} takes everything; put that last")
+        elif rule.get("match") is None and any(rule.get(action) is not None for action in ACTIONS):
+            taken = rule
+
+
+def _same_matches(reading: Reading) -> None:
+    """Warn of rules whose match was there before."""
+    seen: dict[tuple[Path, str], Route] = {}
+    for route in reading.each(Route):
+        if route.match is not None:
+            same = seen.setdefault((route.place[:-1], route.match.model_dump_json()), route)
             if same is not route:
                 reading.warning(route.place, f"is never reached: line {reading.line(same.place)} has the same match")
 
 
-def _listener_names(reading: Reading) -> None:
-    _twice(reading, ((listener.name, (*listener.place, "name")) for listener in reading.each(Listener)), "listener")
-
-
-def _server_names(reading: Reading) -> None:
-    by_pool: dict[Path, list[Server]] = {}
+def _same_addresses(reading: Reading) -> None:
+    """Warn of servers that are one."""
+    seen: dict[tuple[Path, str], Server] = {}
     for server in reading.each(Server):
-        by_pool.setdefault(server.place[:-1], []).append(server)
-    for servers in by_pool.values():
-        _twice(reading, ((server.name, (*server.place, "name")) for server in servers), "server of this pool")
-        addresses: dict[str, Server] = {}
-        for server in servers:
-            first = addresses.setdefault(server.address, server)
-            if first is not server:
-                message = f"{server.address} is also the address of {first.name} in line {reading.line(first.place)}"
-                reading.warning((*server.place, "address"), message)
-
-
-def _twice(reading: Reading, names: Iterable[tuple[str, Path]], what: str) -> None:
-    seen: dict[str, Path] = {}
-    for name, path in names:
-        first = seen.setdefault(name, path)
-        if first is not path:
-            message = f"a {what} in line {reading.line(first)} is named {quoted(name)} already: names differ"
-            reading.problem(path, message)
+        same = seen.setdefault((server.place[:-1], server.address), server)
+        if same is not server:
+            message = f"{server.address} is also the address of {same.name} in line {reading.line(same.place)}"
+            reading.warning((*server.place, "address"), message)
 
 
 def _binds(reading: Reading) -> None:

@@ -116,7 +116,7 @@ class Health(Section):
 
     def check(self, reading: Reading) -> None:
         given = self.given()
-        if not given:
+        if not given and self.silent:
             self.complain(reading, "says nothing to check: give one of http, tcp, ping, protocol, such as tcp: {}")
         for kind in given[1:]:
             self.complain(reading, f"{kind} and {given[0]} exclude one another: keep one", kind)

@@ -90,7 +90,9 @@ def _validate(reading: Reading) -> Configuration | None:
 
 def _in_order(problems: list[Problem]) -> list[Problem]:
     """By their place in the file, each once: aliases can lead to the same mistake several times."""
-    unique = {(problem.line, problem.column, problem.message): problem for problem in reversed(problems)}
+    unique: dict[tuple[int, int, str], Problem] = {}
+    for problem in problems:
+        unique.setdefault((problem.line, problem.column, problem.message), problem)
     return sorted(unique.values(), key=lambda problem: (problem.line, problem.column))
 
 

@@ -144,7 +144,7 @@ class Persistence(Shorthand):
 
     def check(self, reading: Reading) -> None:
         given = [kind for kind in self.KINDS if getattr(self, kind) is not None]
-        if not given:
+        if not given and self.silent:
             self.complain(reading, f"says nothing to keep users by: give one of {', '.join(self.KINDS)}")
         for kind in given[1:]:
             self.complain(reading, f"{kind} and {given[0]} are two keys: write a list of them, in their order", kind)

@@ -15,8 +15,9 @@ from l7lb.config.section import Reading, Section, Shorthand, seconds
 from l7lb.config.units import Duration, DurationOrZero
 from l7lb.config.wording import choice, describe, listing, quoted, wrong
 from l7lb.core import snapshot
+from l7lb.routing.balance import ALGORITHMS
 
-ALGORITHMS = ("round-robin", "least-connections", "random-of-two", "latency", "first")
+WORD_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "hash")
 PLAIN_FACTS = ("path", "source", "host", "url")
 NAMED_FACTS = ("header", "cookie", "query")
 OUTCOMES = ("connect-failure", "reset-before-response", "response-timeout")
@@ -43,7 +44,7 @@ class HashOn(Shorthand):
 
     def check(self, reading: Reading) -> None:
         given = [name for name in NAMED_FACTS if getattr(self, name) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or (not given and self.silent):
             self.complain(reading, "must name one fact, such as {header: x-user}")
 
     def compiled(self) -> snapshot.FactName:
@@ -55,7 +56,7 @@ class HashOn(Shorthand):
 class Balance(Shorthand):
     """How a server is chosen: the algorithm's name, or ``{hash: ...}``."""
 
-    WORDS: ClassVar[tuple[str, ...]] = ALGORITHMS
+    WORDS: ClassVar[tuple[str, ...]] = WORD_ALGORITHMS
 
     hash: HashOn | None = Field(
         default=None, description="What is hashed, so that the same value goes to the same server as long as it lives."
@@ -70,16 +71,16 @@ class Balance(Shorthand):
         if word == "hash":
             raise wrong("hash needs to know what is hashed: write {hash: path}")
         if word not in cls.WORDS:
-            raise wrong(choice("the algorithm", word, (*ALGORITHMS, "hash")))
+            raise wrong(choice("the algorithm", word, ALGORITHMS))
         return word
 
     def check(self, reading: Reading) -> None:
-        if self.hash is None:
+        if self.hash is None and self.silent:
             self.complain(reading, "a mapping is for hash: give hash, or write the algorithm's name alone")
 
     def compiled(self) -> snapshot.Balance:
         if self.hash is None:
-            return snapshot.Balance(self.word or ALGORITHMS[0])
+            return snapshot.Balance(self.word or WORD_ALGORITHMS[0])
         return snapshot.Balance("hash", self.hash.compiled(), self.bounded_load or 0.0)
 
 

@@ -95,7 +95,7 @@ class Match(Section):
     not_: Match | None = Field(default=None, alias="not", description="Conditions that must not hold all together.")
 
     def check(self, reading: Reading) -> None:
-        if not any(getattr(self, name) is not None for name in type(self).model_fields):
+        if self.silent and not any(getattr(self, name) is not None for name in type(self).model_fields):
             self.complain(reading, "is empty: give a condition, or leave match out for a rule that takes everything")
         for name in ("header", "cookie", "query"):
             if getattr(self, name) == {}:
@@ -159,7 +159,7 @@ class Rewrite(Section):
     host: Template | None = Field(default=None, description="The Host for the server, a template.")
 
     def check(self, reading: Reading) -> None:
-        if self.path is None and self.host is None:
+        if self.path is None and self.host is None and self.silent:
             self.complain(reading, "is empty: give path or host")
 
 
@@ -189,7 +189,7 @@ class Route(Section):
 
     def check(self, reading: Reading) -> None:
         given = [name for name in ACTIONS if getattr(self, name) is not None]
-        if not given:
+        if not given and self.silent:
             self.complain(reading, "says nothing to do: give one of pool, split, respond, redirect")
         for name in given[1:]:
             self.complain(reading, f"{name} and {given[0]} exclude one another: keep one", name)

@@ -7,6 +7,7 @@ finds all problems.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -27,6 +28,9 @@ from pydantic_core import CoreSchema
 from l7lb.config.document import Mapping, Path, describe_path, locate
 from l7lb.config.wording import choice, describe, listing, nearest, quoted, wrong
 from l7lb.core.errors import Problem
+
+
+_FIRST_CLAUSE = re.compile(r"[:;(]|\.(?:\s|\Z)")
 
 
 @dataclass
@@ -67,11 +71,17 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     _place: Path = PrivateAttr(default=())
+    _strange: bool = PrivateAttr(default=False)
 
     @property
     def place(self) -> Path:
         """Its path in the document; () for one that a short form stands for."""
         return self._place
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was meant either: an unknown key that was reported may be what is missed."""
+        return not self._strange
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -99,8 +109,10 @@ class Section(BaseModel):
         reading = info.context
         if not isinstance(reading, Reading) or not isinstance(data, Mapping):
             return handler(data)
-        section = handler(cls._known(data, reading))
+        known = cls._known(data, reading)
+        section = handler(known)
         section._place = data.path
+        section._strange = len(known) < len(data)
         reading.sections.append(section)
         section.check(reading)
         return section
@@ -116,7 +128,7 @@ class Section(BaseModel):
                 reading.problem((*data.path, key), message, key=True)
         for name, info in cls.model_fields.items():
             if info.is_required() and (info.alias or name) not in data:
-                meaning = (info.description or "").partition(".")[0]
+                meaning = _FIRST_CLAUSE.split(info.description or "")[0]
                 meaning = meaning[:1].lower() + meaning[1:]
                 reading.problem(data.path, f"{quoted(info.alias or name)} is missing: {meaning}")
         return {key: value for key, value in data.items() if key in keys}

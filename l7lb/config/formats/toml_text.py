@@ -25,18 +25,13 @@ _STRINGS = (
     re.compile(r'"(?:\\.|[^"\\\n])*"'),
     re.compile(r"'[^'\n]*'"),
 )
-# More of these in a row can't be a configuration, and would exhaust the parser's stack.
-_DEEP = re.compile(rf"(?:[\[{{][ \t\r\n]*){{{DEPTH * 4}}}|(?:[A-Za-z0-9_-]+[ \t]*\.[ \t]*){{{DEPTH * 4}}}")
 
 
 def parse(text: str, file: str) -> Node | None:
     """The document in ``text``; None where it has no keys. Raises ConfigurationError."""
-    deep = _DEEP.search(text)
-    if deep:
-        before = text[: deep.start()]
-        raise _problem(file, before.count("\n") + 1, len(before) - before.rfind("\n"), f"nested more than {DEPTH} deep")
     try:
         data = tomllib.loads(text)
+        return _node(data, (), Scanner(text).positions) if data else None
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         where = _WHERE.search(message)
@@ -47,10 +42,6 @@ def parse(text: str, file: str) -> Node | None:
         raise _problem(file, 0, 0, f"nested more than {DEPTH} deep") from None
     except ValueError:  # more digits than Python converts
         raise _problem(file, 0, 0, "not valid TOML: a number is too long") from None
-    if not data:
-        return None
-    positions = Scanner(text).positions
-    return _node(data, (), positions)
 
 
 def _problem(file: str, line: int, column: int, message: str) -> ConfigurationError:

@@ -152,6 +152,8 @@ class _Builder:
             else:
                 parent.key = (text, at)
             return
+        if parent is not None and parent.key is not None and event.start_mark.index == event.end_mark.index:
+            at = parent.key[1]  # a key without a value: the library's mark is at whatever comes next
         self.add(Scalar(self.resolve(event, at), at), at, event.anchor)
 
     def add(self, node: Node, at: Position, anchor: str | None) -> None:

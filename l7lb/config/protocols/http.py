@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from l7lb.config.fields import TOKEN, TrustedNetwork
 from l7lb.config.listeners import Listener
 from l7lb.config.section import Reading, Section, seconds
-from l7lb.config.units import Duration, Size
+from l7lb.config.units import Duration, Size, format_size
 from l7lb.config.wording import describe, quoted, wrong
 from l7lb.core import snapshot
 
@@ -86,7 +86,7 @@ class Limits(Section):
 
 def _within(size: int, least: int, most: int) -> int:
     if not least <= size <= most:
-        raise wrong(f"{size}B is not between {least}B and {most}B")
+        raise wrong(f"{format_size(size)} is not between {format_size(least)} and {format_size(most)}")
     return size
 
 

@@ -1,0 +1,191 @@
+"""Whatever a file holds, loading it gives a configuration or ConfigurationError, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from config_writing import to_json, to_toml, to_yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from l7lb.config import Loaded, load
+from l7lb.config.document import plain
+from l7lb.config.formats import json_text, toml_text, yaml_text
+from l7lb.core.errors import ConfigurationError
+from l7lb.core.snapshot import decode, encode
+from l7lb.routing.balance import make_balancer
+from l7lb.routing.router import Router
+from l7lb.core.servers import PoolState
+
+TEXT = (Path(__file__).parent / "web.yaml").read_text().replace(", key_file: cookie.key", "")
+FORMATS = ["yaml", "json", "toml"]
+SIGNS = list("{}[]:,-#&*!|>'\"%@`\\\n\t \r\0") + ["<<", "---", "...", "\u2028", "\ufeff", "é", "1", "a", "~", "=", "[["]
+
+
+def survives(text: str | bytes, format: str) -> Loaded | None:
+    try:
+        loaded = load("dir/x", text=text, format=format)
+    except ConfigurationError as error:
+        assert error.problems
+        for problem in error.problems:
+            assert problem.message
+            assert problem.line >= 0
+            assert problem.column >= 0
+            str(problem).encode()
+        return None
+    return loaded
+
+
+def works(loaded: Loaded) -> None:
+    """What compiles can be sent, and taken by the parts that it is for."""
+    assert decode(encode(loaded.snapshot)) == loaded.snapshot
+    for listener in loaded.snapshot.listeners:
+        Router(listener)
+    for pool in loaded.snapshot.pools:
+        make_balancer(PoolState(pool, []), 1)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(deadline=None)
+@given(text=st.one_of(st.binary(max_size=200), st.text(max_size=200)))
+@example(text="!!float ''")
+@example(text="a: !!int ~")
+@example(text="? a\n: !<tag:yaml.org,2002:str> b")
+@example(text="&a [*a]")
+@example(text="%YAML 1.1\n---\n010")
+@example(text="%TAG ! tag:x,2000:\n---\n!a b")
+@example(text='"\\ud800": 1')
+@example(text="a: 0x" + "f" * 5000)
+@example(text="9" * 5000)
+@example(text='{"a": 1e999}')
+@example(text="a = 1e999")
+@example(text="a = 1979-05-27")
+def test_any_text(format: str, text: str | bytes) -> None:
+    survives(text, format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(deadline=None)
+@given(pieces=st.lists(st.one_of(st.sampled_from(SIGNS), st.text("ab01", max_size=3)), max_size=40))
+def test_signs_of_the_formats(format: str, pieces: list[str]) -> None:
+    survives("".join(pieces), format)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**32))
+def test_a_valid_file_with_some_characters_changed(seed: int) -> None:
+    chance = random.Random(seed)
+    text = list(TEXT)
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(text))
+        match chance.randrange(3):
+            case 0:
+                text[place] = chance.choice(SIGNS)
+            case 1:
+                text.insert(place, chance.choice(SIGNS))
+            case _:
+                del text[place : place + chance.randint(1, 20)]
+    loaded = survives("".join(text), "yaml")
+    if loaded is not None:
+        works(loaded)
+
+
+def original() -> dict[str, Any]:
+    root = yaml_text.parse(TEXT, "x")
+    assert root is not None
+    data = dict(plain(root, "x"))
+    del data["x-anything"], data["user"]
+    return data
+
+
+DATA = original()
+STRANGE: list[Any] = [None, True, False, 0, -1, 2**70, 1.5, float("inf"), "", "a", "1", "10s", "5KiB", "50%", "é", "\0"]
+STRANGE += [
+    "\r\n",
+    "*",
+    "/",
+    "unix:a",
+    ":80",
+    "1.2.3.4:5",
+    [],
+    {},
+    [1],
+    ["a"],
+    {"a": "b"},
+    {"a": None},
+    [[]],
+    {"a": {}},
+]
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+PLACES = places(DATA)[1:]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_valid_file_with_some_values_changed(data: st.DataObject) -> None:
+    changed = copy.deepcopy(DATA)
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from(PLACES))
+        value = copy.deepcopy(data.draw(st.sampled_from(STRANGE)))
+        here: Any = changed
+        try:
+            for step in path[:-1]:
+                here = here[step]
+            match data.draw(st.integers(0, 3)):
+                case 0:
+                    del here[path[-1]]
+                case 1 if isinstance(here, dict):
+                    here[data.draw(st.sampled_from(["a", "pool", "match", "", "1", "é"]))] = value
+                case _:
+                    here[path[-1]] = value
+        except (KeyError, IndexError, TypeError):
+            continue  # the first change took the place of the second away
+    loaded = survives(to_json(changed), "json")
+    if loaded is not None:
+        works(loaded)
+
+
+# --- the formats among themselves -----------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
+LEAVES = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), TEXTS)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
+    max_leaves=20,
+)
+DOCUMENTS = st.dictionaries(TEXTS, TREES, min_size=1, max_size=5)
+
+
+def every_place(node: Any) -> list[tuple[int, int]]:
+    if isinstance(node, dict):
+        own = [*node.keys_at.values(), *node.values_at.values()]  # type: ignore[attr-defined]
+        return own + [place for value in node.values() for place in every_place(value)]
+    if isinstance(node, list):
+        return [*node.items_at, *(place for value in node for place in every_place(value))]  # type: ignore[attr-defined]
+    return []
+
+
+@settings(deadline=None, max_examples=50)
+@given(DOCUMENTS)
+def test_formats_read_what_was_written(document: dict[str, Any]) -> None:
+    for parse, write in ((json_text.parse, to_json), (toml_text.parse, to_toml), (yaml_text.parse, to_yaml)):
+        text = write(document)
+        root = parse(text, "x")
+        assert root is not None
+        data = plain(root, "x")
+        assert data == document
+        lines = text.split("\n")
+        for line, column in every_place(data):
+            assert 1 <= line <= len(lines), write
+            assert 1 <= column <= len(lines[line - 1]), write
