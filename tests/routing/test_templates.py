@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_expansion(text: str, expected: bytes) -> None:
 )
 def test_what_is_wrong_with_a_template(text: str, words: str) -> None:
     assert words in str(check_template(text))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=re.escape(words)):
         compile_template(text)
 
 

@@ -30,7 +30,7 @@ from l7lb.routing.balance.random_of_two import RandomOfTwo
 from l7lb.routing.matchers import show
 
 POINTS = 128  # for each unit of weight
-MAX_POINTS = 131_072  # of a pool; beyond, all servers have fewer for each unit
+MAX_POINTS = 131_072  # of a pool; where its weights ask for more, all servers get half, a quarter ... of them
 POSITION_BITS = 46
 NUMBER_BITS = 14  # a point is its position and its server's number; 60 bits are two digits of a Python integer
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
@@ -42,15 +42,15 @@ MAX_WALK = 1024  # points that are looked at for one key
 @lru_cache(maxsize=8)
 def ring(servers: tuple[tuple[str, int], ...]) -> list[int]:
     """The sorted points of servers given as name and weight, in the order of their names."""
-    total = sum(weight for _, weight in servers)
-    points_each = POINTS
-    while points_each > 1 and points_each * total > MAX_POINTS:
-        points_each //= 2
+    total = POINTS * sum(weight for _, weight in servers)
+    halvings = 0
+    while total >> halvings > MAX_POINTS:
+        halvings += 1
     points: list[int] = []
     for number, (name, weight) in enumerate(servers):
         data = name.encode()
         # Two positions from each digest.
-        for part in range((max(1, points_each * weight) + 1) // 2):
+        for part in range(max(1, POINTS * weight >> halvings + 1)):
             digest = xxh3_128_intdigest(data, seed=part)
             points.append((digest & (1 << POSITION_BITS) - 1) << NUMBER_BITS | number)
             points.append((digest >> 64 & (1 << POSITION_BITS) - 1) << NUMBER_BITS | number)
@@ -105,7 +105,8 @@ class HashBalancer(TierBalancer):
         if key is None:
             return self._keyless.choose(facts, now, without)
         digest = xxh3_64_intdigest(key)
-        allowance = self._allowance(now) if self._bound else 0.0
+        bounded = self._bound > 0 and self._weight > 0
+        allowance = self._allowance(now) if bounded else 0.0
         with_room: ServerState | None = None
         full: ServerState | None = None
         for server in self.walk(digest):
@@ -116,7 +117,7 @@ class HashBalancer(TierBalancer):
                 continue
             with_room = with_room or server
             weight = self._weights.get(server, 0.0)
-            if self._bound and server.active + server.others >= ceil(allowance * weight):
+            if bounded and server.active + server.others >= ceil(allowance * weight):
                 continue
             if not self._growing or comes_home(digest, server, weight):
                 return server
