@@ -1,8 +1,8 @@
 """The packets that the keeper exchanges with the supervisor and with its workers.
 
 A packet is one JSON object on a SOCK_SEQPACKET unix socket, with descriptors beside it (SCM_RIGHTS, unix(7)). The
-kernel keeps the boundaries, so that a packet arrives whole or not at all, and neither side keeps a parser's state over a
-crash of the other. What is big (the snapshot) travels as a memfd. Standard library only.
+kernel keeps the boundaries, so that a packet arrives whole or not at all, and neither side keeps a parser's state over
+a crash of the other. What is big (the snapshot) travels as a memfd. Standard library only.
 """
 
 from __future__ import annotations

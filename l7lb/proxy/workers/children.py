@@ -21,6 +21,11 @@ STATE = "state"
 SUPERVISOR = "supervisor"
 TRIAL = "trial"  # of the keeper's own new code, before it replaces itself
 
+# The sockets of a node, beside its admin socket.
+KEEPER_SOCKET = "keeper.sock"
+NODE_SOCKET = "node.sock"  # the supervisor's, for its workers
+STATE_SOCKET = "state.sock"
+
 FIRST_PAUSE = 0.1  # seconds before a child that died young is started again; doubled each time
 LONGEST_PAUSE = 10.0
 YOUNG = 10.0  # seconds

@@ -36,13 +36,12 @@ from pathlib import Path
 from l7lb.core.unixpath import short_path
 from l7lb.proxy import counts
 from l7lb.proxy.workers import channel, listening, logs, privileges
-from l7lb.proxy.workers.children import STATE, SUPERVISOR, TRIAL, WORKER, Child, program, spawn
+from l7lb.proxy.workers.children import KEEPER_SOCKET, STATE, SUPERVISOR, TRIAL, WORKER, Child, program, spawn
 from l7lb.proxy.workers.herd import Bind, Herd, Wanted
 from l7lb.proxy.workers.requests import REQUESTS, ROLELESS, Peer, Refused, Request
 
 log = logging.getLogger("l7lb.keeper")
 
-SOCKET = "keeper.sock"
 PEERS = 8
 TRIAL_TIME = 20.0  # seconds
 MEMORY = 4 * 1024 * 1024  # bytes that are remembered over a change of code, at most
@@ -92,7 +91,7 @@ class Keeper:
                 if key.fd in self.selector.get_map():  # an event before it may have closed it
                     key.data()
         with contextlib.suppress(OSError):
-            os.unlink(self.directory / SOCKET)
+            os.unlink(self.directory / KEEPER_SOCKET)
         log.info("all processes have ended, and so does the keeper")
 
     def _over(self) -> bool:
@@ -144,6 +143,8 @@ class Keeper:
         if packet.get("op") == "ready" and not child.ready:
             child.ready = True
             self.tell("supervisor", {"event": "ready", **child.describe()})
+        elif packet.get("op") == "leaving" and not child.leaving:  # somebody has told it to
+            child.kill_at, child.told = time.monotonic() + self.herd.wanted.retire, True
 
     def _listen_no_more(self, child: Child) -> None:
         if child.control is not None and child.control.fileno() in self.selector.get_map():
@@ -161,7 +162,7 @@ class Keeper:
         allowed = {0, os.geteuid()} | ({self.user.uid} if self.user else set())
         ours = any(child.pid == pid and child.kind != SUPERVISOR for child in self.herd.children)
         if uid not in allowed or ours or len(self.peers) >= PEERS:
-            log.warning("process %d of user %d is refused at %s", pid, uid, SOCKET)
+            log.warning("process %d of user %d is refused at %s", pid, uid, KEEPER_SOCKET)
             sock.close()
             return
         self.add_peer(Peer(sock, pid, uid))
@@ -331,7 +332,7 @@ def resume(state: channel.Packet) -> Keeper:
 
 def listen(directory: Path, user: privileges.User | None) -> socket.socket:
     """The keeper's own socket, for its own and the node's user. Raises OSError."""
-    path = str(directory / SOCKET)
+    path = str(directory / KEEPER_SOCKET)
     listening.remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with short_path(path) as short:

@@ -100,10 +100,11 @@ def settings(request: Request) -> Answer:
     keeper.without_supervisor = float(packet["without_supervisor"])
     wanted = keeper.herd.wanted
     wanted.drain, wanted.retire = float(packet["drain"]), float(packet["retire"])
-    wanted.options = ["--directory", str(keeper.directory), "--log-level", level, "--log-format", kind]
+    common = ["--directory", str(keeper.directory), "--log-level", level, "--log-format", kind]
     if keeper.user is not None:
-        wanted.options += ["--user", str(keeper.user)]
-    wanted.state = [*wanted.options, "--size", str(int(packet["size"]))]
+        common += ["--user", str(keeper.user)]
+    wanted.options = [*common, "--without-supervisor", str(keeper.without_supervisor)]
+    wanted.state = [*common, "--size", str(int(packet["size"]))]
     if request.text("save"):
         wanted.state += ["--save", request.text("save")]
     return {}, []
