@@ -62,7 +62,7 @@ class Connection(Endpoint):
         client: str,
         now: float,
     ) -> None:
-        super().__init__(dispatcher.loop, sock)
+        super().__init__(dispatcher.loop, dispatcher.sender, sock)
         self.listener = listener
         self.dispatcher = dispatcher
         self.session = session
@@ -110,6 +110,14 @@ class Connection(Endpoint):
         if self.pump_out is not None:
             self.pump_out.writable()
         self.written(CLIENT)
+
+    def on_broken(self) -> None:
+        if self.phase == OPEN:
+            now = self.loop.time()
+            self.read_more(False)
+            self.run(self.session.ended(CLIENT, now, True), now)
+        else:
+            self.close()
 
     def server_bytes(self, data: bytes) -> None:
         """The server sent something."""
@@ -166,10 +174,6 @@ class Connection(Endpoint):
             more: list[Action] | None = actions
             while more:
                 more = self._carry_out(more, now)
-                if self.broken and self.phase == OPEN:
-                    self.broken = False
-                    self.read_more(False)
-                    more = self.session.ended(CLIENT, now, True)
         except Exception:
             # A fault of ours ends this connection and no other.
             log.exception("connection from %s ended by a fault", self.client)
@@ -206,9 +210,10 @@ class Connection(Endpoint):
             elif self.phase == OPEN:
                 self.phase = FLUSHING
                 self.progress = now
-                if self.out is None:
+                self.send_queued()
+                if self.phase == FLUSHING and self.out is None:
                     self._closing()
-                else:
+                elif self.phase == FLUSHING:
                     self.read_more(False)
         elif isinstance(action, Learn):
             self.dispatcher.learn(self, action.set_cookies, now)
@@ -232,6 +237,9 @@ class Connection(Endpoint):
         if upstream is None:
             return
         source, destination = (self, upstream) if side is CLIENT else (upstream, self)
+        destination.send_queued()
+        if self.phase != OPEN or self.upstream is not upstream:
+            return
         pump = Pump(side, source, destination, count, self._moved, self._pump_over)
         if self.pumps is None:
             self.pumps = []

@@ -24,6 +24,7 @@ from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Redirect
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
+from l7lb.proxy.endpoint import Sender
 from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Dispatcher:
         self.loop = loop
         self.pools: dict[str, PoolRuntime] = {}
         self.waiting = 0
+        self.sender = Sender(loop)
         self._counts = counts
         self._cells = counts.cells
         self._base = counts.base
@@ -286,7 +288,7 @@ class Dispatcher:
             return self._hold(ticket, upstream, now)
         ticket.reused = False
         try:
-            upstream, code = open_connection(self.loop, server)
+            upstream, code = open_connection(self.loop, self.sender, server)
         except OSError as problem:
             self._log("descriptors", f"no connection to {server.pool}/{server.name}: {problem.strerror}", now)
             self._give_back(ticket, None, -1.0)

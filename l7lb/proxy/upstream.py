@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from l7lb.core.actions import SERVER
 from l7lb.core.errors import Failure
 from l7lb.core.servers import ServerState
-from l7lb.proxy.endpoint import BLOCKED, DONT_WAIT, Endpoint
+from l7lb.proxy.endpoint import BLOCKED, DONT_WAIT, Endpoint, Sender
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
@@ -28,8 +28,10 @@ class ServerConnection(Endpoint):
 
     __slots__ = ("closed", "idle_since", "owner", "read_bytes", "server", "ticket")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, server: ServerState) -> None:
-        super().__init__(loop, sock)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sender: Sender, sock: socket.socket, server: ServerState
+    ) -> None:
+        super().__init__(loop, sender, sock)
         self.server = server
         self.owner: Connection | None = None
         self.ticket: Ticket | None = None  # while connecting
@@ -105,7 +107,9 @@ class ServerConnection(Endpoint):
         return True
 
 
-def open_connection(loop: asyncio.AbstractEventLoop, server: ServerState) -> tuple[ServerConnection, int]:
+def open_connection(
+    loop: asyncio.AbstractEventLoop, sender: Sender, server: ServerState
+) -> tuple[ServerConnection, int]:
     """Begin to connect. Returns the connection and 0 when it is there at once, EINPROGRESS, or the errno of a refusal.
 
     Raises OSError where no socket can be made (descriptors used up).
@@ -119,7 +123,7 @@ def open_connection(loop: asyncio.AbstractEventLoop, server: ServerState) -> tup
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         target = (address.host, address.port)
-    connection = ServerConnection(loop, sock, server)
+    connection = ServerConnection(loop, sender, sock, server)
     try:
         code = sock.connect_ex(target)
     except OSError as problem:  # a path that is too long, a host that is no address
