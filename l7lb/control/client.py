@@ -83,6 +83,8 @@ class AdminClient:
         return answer
 
     def _unreachable(self, error: OSError) -> str:
+        if isinstance(error, ConnectionResetError | BrokenPipeError):
+            return f"what listens at {self.path} closed the connection without an answer: is l7lb just ending?"
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
             what = "there is no socket" if error.errno != errno.ECONNREFUSED else "nobody listens"
             return f"{what} at {self.path}: is l7lb running? `l7lb serve --config FILE` starts it"

@@ -39,11 +39,14 @@ TRAFFIC = (
     ("requests", columns.REQUESTS, "Requests that have ended."),
     ("received_bytes", columns.RECEIVED, "Bytes from clients."),
     ("sent_bytes", columns.SENT, "Bytes to clients."),
+)
+LISTENER = (
+    ("connections", columns.CONNECTIONS, "Connections accepted from clients."),
+    *TRAFFIC,
     ("aborted", columns.ABORTED, "Requests that the client gave up."),
     ("timeouts", columns.TIMEOUTS, "Requests that a time limit ended."),
     ("failed", columns.REFUSED, "Requests that failed otherwise: malformed, over a limit, no server."),
 )
-LISTENER = (("connections", columns.CONNECTIONS, "Connections accepted from clients."), *TRAFFIC)
 SERVER = (
     ("connections", columns.CONNECTIONS, "Connections opened to the server."),
     ("reused", columns.REUSED, "Requests over a connection that was kept."),
@@ -190,9 +193,6 @@ class Collector(RegistryCollector):
                 gauge.add_metric(pair, values[name])
             yield gauge
         yield _gauge("l7lb_server_active", "Requests in progress.", labels, numbers.servers, columns.ACTIVE)
-        yield _gauge(
-            "l7lb_server_idle_connections", "Connections kept open without work.", labels, numbers.servers, columns.IDLE
-        )
         yield from _counters("l7lb_server", labels, SERVER, numbers.servers)
         yield _responses("l7lb_server", labels, numbers.servers)
         yield _durations("l7lb_server", labels, numbers.servers)

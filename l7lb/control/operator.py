@@ -227,11 +227,11 @@ class Operator:
                 weight = override if override.weight >= 0 else weight
         words = []
         if state is not None and (server.state != "enabled"):
-            words.append(f"{server.state} by operator since {state.state_since}")
+            words.append(f"{server.state} by operator since {_spaced(state.state_since)}")
         elif server.state != "enabled":
             words.append(f"{server.state} in the configuration")
         if weight is not None:
-            words.append(f"weight {weight.weight} by operator since {weight.weight_since}")
+            words.append(f"weight {weight.weight} by operator since {_spaced(weight.weight_since)}")
         elif server.weight == 0:
             words.append("weight 0: no new users")
         return words
@@ -296,3 +296,8 @@ class Operator:
         self.node.changed()
         self.node.overrides.tidy()
         return "; ".join([words, *self.node.save()])
+
+
+def _spaced(time: str) -> str:
+    """RFC 3339 with a space (section 5.6 allows it), where a narrow table may break the line."""
+    return time.replace("T", " ", 1)

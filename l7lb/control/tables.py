@@ -6,33 +6,62 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
 WIDE = 10_000  # columns where nothing is to be cut
+GAP = 2  # characters between columns
+LAST = 18  # that the last column keeps, while others can give way
+NARROWEST = 8
 STATE_STYLES = {"up": "green", "down": "bold red", "draining": "yellow", "disabled": "dim", "serving": "green"}
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> Table:
-    """Columns with a header and no lines; those in ``right`` hold numbers, the last one wraps."""
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-    numbers = set(right)
-    for name in columns:
-        last = name == columns[-1]
-        found.add_column(
-            name.upper(),
-            justify="right" if name in numbers else "left",
-            overflow="fold",
-            no_wrap=name in numbers,
-            ratio=None,
-            min_width=min(len(name), 8) if not last else None,
-        )
-    for row in rows:
-        found.add_row(*(cell if isinstance(cell, Text) else Text(_plain(cell)) for cell in row))
-    return found
+class Columns:
+    """A table without lines: a header, and as wide as it must be; those in ``right`` hold numbers.
+
+    Where there is no room for all, the last column gives way first and then the widest; what doesn't fit goes on in
+    the next line, so that nothing is ever cut.
+    """
+
+    def __init__(self, names: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> None:
+        self.names = names
+        self.rows = [[cell if isinstance(cell, Text) else Text(_plain(cell)) for cell in row] for row in rows]
+        self.right = frozenset(right)
+
+    def widths(self, room: int) -> list[int]:
+        """The columns' widths in so many characters."""
+        found = [
+            max([cell_len(name), *(row[place].cell_len for row in self.rows)]) for place, name in enumerate(self.names)
+        ]
+        room -= GAP * (len(found) - 1)
+        while sum(found) > room:
+            others = found[:-1]
+            last = max(room - sum(others), min(found[-1], LAST))
+            if last < found[-1]:
+                found[-1] = last
+                continue
+            widest = max(range(len(others)), key=others.__getitem__)
+            if found[widest] <= NARROWEST:
+                break
+            found[widest] -= 1
+        return found
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render it."""
+        table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+        for name, width in zip(self.names, self.widths(options.max_width), strict=True):
+            right = "right" if name in self.right else "left"
+            table.add_column(name.upper(), justify=cast("JustifyMethod", right), overflow="fold", width=width)
+        for row in self.rows:
+            table.add_row(*row)
+        yield table
 
 
 def state(word: str) -> Text:
@@ -44,7 +73,7 @@ def servers(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """``l7lb servers``."""
     if not rows:
         return Text("no servers")
-    return table(
+    return Columns(
         ("pool", "server", "address", "state", "weight", "sessions", "why"),
         [
             (
@@ -85,12 +114,12 @@ def status(found: Mapping[str, Any]) -> RenderableType:
         parts.extend(Text(f"  {problem}") for problem in reload.get("problems", ()))
     parts += [
         Text(),
-        table(
+        Columns(
             ("listener", "protocol", "bind"),
             [(one["name"], one["protocol"], _joined(one["bind"])) for one in found["listeners"]],
         ),
         Text(),
-        table(
+        Columns(
             ("worker", "pid", "connections", "snapshot"),
             [
                 (one.get("index", number), one["pid"], one["connections"], one.get("snapshot", ""))
@@ -106,7 +135,7 @@ def sessions(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """``l7lb sessions``."""
     if not rows:
         return Text("no sessions")
-    return table(
+    return Columns(
         ("protocol", "client", "pool", "server", "since", "what"),
         [
             (
@@ -125,7 +154,7 @@ def sessions(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 def explained(found: Mapping[str, Any]) -> RenderableType:
     """``l7lb explain``."""
     facts = ", ".join(f"{name} {value}" for name, value in found["facts"].items() if value)
-    rules = table(
+    rules = Columns(
         ("rule", "where", "matches", "why"),
         [
             (

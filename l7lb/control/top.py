@@ -67,7 +67,7 @@ def picture(
         name = f"{row['pool']}/{row['name']}"
         body.append((name, tables.state(row["state"]), row["weight"], row["sessions"], *shown, row["why"]))
     columns = ("server", "state", "weight", "sessions", "req/s", "err/s", "why")
-    parts: list[RenderableType] = [head, Text(), tables.table(columns, body, right=columns[2:6])]
+    parts: list[RenderableType] = [head, Text(), tables.Columns(columns, body, right=columns[2:6])]
     if len(rows) > room:
         parts.append(Text(f"... and {len(rows) - room} more", "dim"))
     return Group(*parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from l7lb.core.messages import SessionRow
 from l7lb.core.snapshot import Address, Listener, Pool, Route, Server, Snapshot, ToPool
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import Counts
@@ -29,8 +31,6 @@ def clock() -> Clock:
 
 @pytest.fixture
 def counts() -> Iterator[Counts]:
-    import os
-
     descriptor = columns.create()
     found = Counts(descriptor)
     os.close(descriptor)
@@ -75,3 +75,52 @@ def make_pool() -> Callable[..., Pool]:
 @pytest.fixture
 def make_snapshot() -> Callable[..., Snapshot]:
     return snapshot
+
+
+class FakeSupervisor:
+    """What the admin API and the metrics see of a supervisor."""
+
+    def __init__(self) -> None:
+        self.state = "serving"
+        self.reloads: list[BaseException | list[str]] = []
+        self.ended = False
+        self.rows = [
+            SessionRow(
+                protocol="http",
+                client="192.0.2.7:40000",
+                listener="web",
+                pool="web",
+                server="web1",
+                since="2026-01-01T00:00:00Z",
+                detail="GET /",
+            )
+        ]
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "node": "lb1",
+            "version": "0.1.0",
+            "state": self.state,
+            "supervisor": {"pid": os.getpid(), "since": "2026-01-01T00:00:00Z"},
+            "keeper": {"pid": 0},
+            "workers": [{"pid": os.getpid(), "index": 0, "connections": 3, "snapshot": 1}],
+            "listeners": [{"name": "web", "protocol": "http", "bind": ["127.0.0.1:8080"]}],
+            "reload": {"time": 1767225600.0, "ok": True, "problems": []},
+        }
+
+    async def sessions(self, limit: int) -> list[SessionRow]:
+        return self.rows[:limit]
+
+    async def reload(self) -> list[str]:
+        result = self.reloads.pop(0) if self.reloads else []
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def shutdown(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def supervisor() -> FakeSupervisor:
+    return FakeSupervisor()

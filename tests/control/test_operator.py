@@ -16,6 +16,7 @@ from l7lb.core.snapshot import Address, Health, Outliers, Server
 
 Make = Callable[..., Any]
 WALL = "2026-01-01T00:00:00Z"
+SHOWN = "2026-01-01 00:00:00Z"
 FORGOTTEN = "; without `state:` in the configuration it is forgotten when the supervisor restarts"
 
 
@@ -67,7 +68,7 @@ def test_a_wrong_name_gets_a_helpful_answer(operator: Operator, target: str, wor
 def test_drain_and_undrain(operator: Operator) -> None:
     assert operator.drain("web1") == "web/web1 drains: it keeps the users it has and gets no new ones"
     assert state_of(operator, "web1") == "draining"
-    assert why(operator, "web1") == f"draining by operator since {WALL}; never checked yet"
+    assert why(operator, "web1") == f"draining by operator since {SHOWN}; never checked yet"
     assert operator.drain("web1").endswith("(as before)")
     operator.undrain("web1")
     assert state_of(operator, "web1") == "enabled"
@@ -78,7 +79,7 @@ def test_disable_wins_over_health_and_undrain_does_not_take_it_back(operator: Op
     operator.node.set_health("web", "web1", False, "connect refused (3 of 3 checks)")
     row = next(row for row in operator.rows() if row.name == "web1")
     assert (row.state, row.healthy) == ("disabled", False)
-    assert row.why == f"disabled by operator since {WALL}; connect refused (3 of 3 checks)"
+    assert row.why == f"disabled by operator since {SHOWN}; connect refused (3 of 3 checks)"
     with pytest.raises(Refused, match=r"web/web1 is disabled, not draining; `l7lb enable web/web1`"):
         operator.undrain("web1")
     operator.enable("web1")
@@ -124,7 +125,7 @@ def test_only_what_differs_from_before_makes_a_new_snapshot(operator: Operator) 
 
 def test_a_weight_is_set_and_taken_back(operator: Operator) -> None:
     assert operator.weight("web1", 5) == "web/web1 has weight 5"
-    assert why(operator, "web1") == f"weight 5 by operator since {WALL}; never checked yet"
+    assert why(operator, "web1") == f"weight 5 by operator since {SHOWN}; never checked yet"
     assert operator.weight("web1", None) == "web/web1 has weight 1, as configured"
     assert operator.node.overrides.servers == {}
 
