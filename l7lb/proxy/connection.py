@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from l7lb.core.actions import (
@@ -88,7 +89,7 @@ class Connection(Endpoint):
             return
         except OSError:
             if self.phase == OPEN:
-                now = self.loop.time()
+                now = monotonic()
                 self.read_more(False)
                 self.run(self.session.ended(CLIENT, now, True), now)
             else:
@@ -97,7 +98,7 @@ class Connection(Endpoint):
         if self.phase != OPEN:
             self._discard(data)
             return
-        now = self.loop.time()
+        now = monotonic()
         if data:
             self.run(self.session.received(CLIENT, data, now), now)
         else:
@@ -113,7 +114,7 @@ class Connection(Endpoint):
 
     def on_broken(self) -> None:
         if self.phase == OPEN:
-            now = self.loop.time()
+            now = monotonic()
             self.read_more(False)
             self.run(self.session.ended(CLIENT, now, True), now)
         else:
@@ -121,12 +122,12 @@ class Connection(Endpoint):
 
     def server_bytes(self, data: bytes) -> None:
         """The server sent something."""
-        now = self.loop.time()
+        now = monotonic()
         self.run(self.session.received(SERVER, data, now), now)
 
     def server_ended(self, error: bool) -> None:
         """The server will send nothing more."""
-        now = self.loop.time()
+        now = monotonic()
         self.run(self.session.ended(SERVER, now, error), now)
 
     def written(self, side: Side) -> None:
@@ -135,7 +136,7 @@ class Connection(Endpoint):
             self._closing()
             return
         if self.phase == OPEN:
-            self.settle(self.loop.time())
+            self.settle(monotonic())
 
     def due(self, now: float) -> float:
         """A deadline may have come; returns the next."""
@@ -247,7 +248,7 @@ class Connection(Endpoint):
         pump.start(bulk)
 
     def _moved(self, side: Side, count: int) -> None:
-        now = self.loop.time()
+        now = monotonic()
         actions = self.session.moved(side, count, now)
         if self.pumps is not None:
             self.pumps = [pump for pump in self.pumps if pump.remaining] or None
@@ -258,7 +259,7 @@ class Connection(Endpoint):
 
     def _pump_over(self, pump: Pump, side: Side, error: bool) -> None:
         """A pump has come to an end: that side ended or failed."""
-        now = self.loop.time()
+        now = monotonic()
         if side is not pump.side and side is SERVER:
             # The server takes no more of the request; it may have answered all the same, which reading it will tell.
             self.read_more(False)
@@ -326,7 +327,7 @@ class Connection(Endpoint):
             return
         self.phase = LINGERING
         self.listener.timers.disarm(self)
-        self.listener.timers.arm(self, self.loop.time() + LINGER_SECONDS)
+        self.listener.timers.arm(self, monotonic() + LINGER_SECONDS)
         self.read_more(True)
 
     def _discard(self, data: bytes) -> None:
@@ -341,7 +342,7 @@ class Connection(Endpoint):
         self.phase = GONE
         self._stop_pumps()
         if self.ticket is not None:
-            self.dispatcher.release(self, Release(False), self.loop.time())
+            self.dispatcher.release(self, Release(False), monotonic())
         self.listener.timers.disarm(self)
         self.leave(reset)
         self.listener.closed(self)

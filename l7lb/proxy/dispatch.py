@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from errno import EINPROGRESS
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from l7lb.core.actions import Action, NeedServer, Release
@@ -265,7 +266,7 @@ class Dispatcher:
 
     def _look_again(self) -> None:
         self._poll = None
-        now = self.loop.time()
+        now = monotonic()
         for runtime in list(self.pools.values()):
             self.serve_queue(runtime, now)
         if self.waiting:
@@ -310,7 +311,7 @@ class Dispatcher:
 
     def connect_ended(self, ticket: Ticket, code: int) -> None:
         """A connection is established, or refused with that errno."""
-        now = self.loop.time()
+        now = monotonic()
         upstream = ticket.upstream
         assert upstream is not None
         upstream.ticket = None
@@ -427,7 +428,7 @@ class Dispatcher:
                 server.failures += 1
                 self._report(ServerResult(server.pool, server.name, failure.label))
         if self.waiting:
-            self.loop.call_soon(self.serve_queue, ticket.runtime, self.loop.time())
+            self.loop.call_soon(self.serve_queue, ticket.runtime, monotonic())
 
     def expired(self, ticket: Ticket, now: float) -> list[Action] | None:
         """The ticket's deadline has come while it waited in the queue or for its connection."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Endpoint:
             self.on_broken()
             return
         if count < len(data):
-            self.progress = self.loop.time()
+            self.progress = monotonic()
             self.out = bytearray(memoryview(data)[count:])
             self.write_more(True)
 
@@ -154,7 +155,7 @@ class Endpoint:
             self.write_more(False)
             self.on_broken()
             return False
-        self.progress = self.loop.time()
+        self.progress = monotonic()
         if count == len(out):
             self.out = None
             self.write_more(False)

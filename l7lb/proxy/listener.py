@@ -9,6 +9,7 @@ import logging
 import socket
 from bisect import bisect_left
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from l7lb.core.actions import Finished
@@ -189,7 +190,7 @@ class Acceptor:
         if listener is None:
             self.stop()
             return
-        now = self._loop.time()
+        now = monotonic()
         for _ in range(BATCH):
             if self._at_limit(listener):
                 self._wait()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from fcntl import fcntl
+from time import monotonic
 
 from l7lb.core.actions import CLIENT, SERVER, Side
 from l7lb.proxy.endpoint import DONT_WAIT, SEND_FLAGS, Endpoint
@@ -114,7 +115,7 @@ class Pump:
             return
         waiting = self._held > 0 or self._buffer is not None
         if waiting or count:
-            self.destination.progress = self.destination.loop.time()
+            self.destination.progress = monotonic()
         self.destination.write_more(waiting)
         self.source.read_more(not waiting)
         if count:

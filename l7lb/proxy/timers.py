@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from heapq import heappop, heappush
+from time import monotonic
 from typing import Protocol
 
 TICK = 0.05  # seconds; how late a deadline may be noticed
@@ -73,7 +74,7 @@ class Timers:
 
     def _run(self) -> None:
         self._wakeup = None
-        now = self._loop.time()
+        now = monotonic()
         limit = int(now / TICK)
         while self._ticks and self._ticks[0] <= limit:
             for timed in self._buckets.pop(heappop(self._ticks)):
