@@ -86,7 +86,7 @@ class KeeperClient:
         return descriptors
 
     async def request(
-        self, op: str, descriptors: Sequence[int] = (), seconds: float = SECONDS, **fields: object
+        self, op: str, descriptors: Sequence[int] = (), patience: float = SECONDS, **fields: object
     ) -> tuple[channel.Packet, list[int]]:
         """Ask; returns the reply and the descriptors beside it. Raises KeeperRefused or KeeperGone."""
         self._number += 1
@@ -94,11 +94,11 @@ class KeeperClient:
         future: asyncio.Future[tuple[channel.Packet, list[int]]] = self._loop.create_future()
         self._waiting[number] = future
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(patience):
                 await self._send({"id": number, "op": op, **fields}, descriptors)
                 packet, received = await future
         except TimeoutError:
-            raise KeeperGone(f"the keeper did not answer {op} within {seconds:g} s") from None
+            raise KeeperGone(f"the keeper did not answer {op} within {patience:g} s") from None
         finally:
             del self._waiting[number]
         if "error" in packet:

@@ -114,7 +114,7 @@ async def _take_over(place: Place) -> KeeperClient:
         if keeper is None:
             raise StartProblem("there is no node to take over")
         await keeper.hello("candidate")
-        await keeper.request("take-over", seconds=TAKE_OVER)
+        await keeper.request("take-over", patience=TAKE_OVER)
     except (OSError, KeeperRefused, KeeperGone) as error:
         raise StartProblem(f"the node can't be taken over: {error}") from None
     return keeper

@@ -187,7 +187,7 @@ class Supervisor:
         adopting = bool(state["children"])
         if renew or (adopting and (state["version"] != __version__ or state["protocol"] != PROTOCOL)):
             try:
-                await self.keeper.request("upgrade", seconds=READY)
+                await self.keeper.request("upgrade", patience=READY)
                 renew = True
             except KeeperRefused as error:
                 raise StartProblem(f"the keeper can't become the installed version: {error}") from None
@@ -331,13 +331,14 @@ class Supervisor:
         state_process = next((child["pid"] for child in self.children.values() if child["kind"] == STATE), 0)
         keeper = KeeperClient.start(self.place.directory, settings.file, None)
         try:
-            descriptors = await keeper.hello("supervisor")
+            channel.close_all(await keeper.hello("supervisor"))
             await self.binds.restore(keeper, self.node.effective().workers)
             if state_process:
                 try:
                     await keeper.request("adopt", pid=state_process)
                 except KeeperRefused:
                     pass  # it has died as well, and a new one is started
+            descriptors = await keeper.hello("supervisor")
         except BaseException:
             keeper.close()
             raise

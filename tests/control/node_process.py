@@ -232,7 +232,9 @@ class NodeProcess:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"it ended with {self.process.returncode}:\n{self.output()}")
             status = self.status()
-            return status if status and status["state"] == "serving" and pid in (0, status["supervisor"]["pid"]) else None
+            return (
+                status if status and status["state"] == "serving" and pid in (0, status["supervisor"]["pid"]) else None
+            )
 
         try:
             found: dict[str, Any] = wait_for(look, "the node to serve")

@@ -36,7 +36,10 @@ def test_all_processes_are_in_one_group_and_end_with_the_node(node: NodeProcess)
 
 def test_a_terminals_interrupt_drains_and_nothing_is_killed_by_it(tmp_path: Path) -> None:
     server = HangingServer()
-    with NodeProcess(tmp_path, server=server.address) as node, socket.create_connection(("127.0.0.1", node.port)) as sock:
+    with (
+        NodeProcess(tmp_path, server=server.address) as node,
+        socket.create_connection(("127.0.0.1", node.port)) as sock,
+    ):
         sock.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: server.connections, "the request at the server")
         os.killpg(node.groups[0], signal.SIGINT)
@@ -108,7 +111,10 @@ def test_a_killed_keeper_is_replaced_with_its_workers(node: NodeProcess) -> None
         load.more()
         os.kill(before["keeper"]["pid"], signal.SIGKILL)
         wait_for(lambda: node.serving()["keeper"] != before["keeper"], "another keeper")
-        wait_for(lambda: len(node.workers()) == 2 and not set(node.workers().values()) & set(node.workers(before).values()), "workers")
+        wait_for(
+            lambda: len(node.workers()) == 2 and not set(node.workers().values()) & set(node.workers(before).values()),
+            "workers",
+        )
         for pid in node.workers(before).values():
             wait_for(lambda pid=pid: not alive(pid), "the end of an old worker")
         load.more()
@@ -152,7 +158,10 @@ def test_terminated_worker_leaves_and_is_replaced(node: NodeProcess) -> None:
 def test_drain_has_a_limit(tmp_path: Path) -> None:
     server = HangingServer()
     with NodeProcess(tmp_path, server=server.address, drain="1s") as node:
-        with socket.create_connection(("127.0.0.1", node.port)) as sock, socket.create_connection(("127.0.0.1", node.port)) as idle:
+        with (
+            socket.create_connection(("127.0.0.1", node.port)) as sock,
+            socket.create_connection(("127.0.0.1", node.port)) as idle,
+        ):
             sock.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
             idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert idle.recv(12) == b"HTTP/1.1 200"
@@ -167,7 +176,10 @@ def test_drain_has_a_limit(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     server = HangingServer()
-    with NodeProcess(tmp_path, server=server.address, drain="10m") as node, socket.create_connection(("127.0.0.1", node.port)) as sock:
+    with (
+        NodeProcess(tmp_path, server=server.address, drain="10m") as node,
+        socket.create_connection(("127.0.0.1", node.port)) as sock,
+    ):
         sock.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: server.connections, "the request at the server")
         node.signal(signal.SIGTERM)
