@@ -89,11 +89,14 @@ def run(client: AdminClient, interval: float, once: bool) -> None:
     console = Console(highlight=False)
     first = look(console.height)
     with Live(first, console=console, screen=True, auto_refresh=False) as live, keys() as descriptor:
-        while not wait_for_key(descriptor, interval):
-            try:
-                live.update(look(console.height), refresh=True)
-            except AdminError as error:
-                live.update(Text(str(error), "bold red"), refresh=True)
+        try:
+            while not wait_for_key(descriptor, interval):
+                try:
+                    live.update(look(console.height), refresh=True)
+                except AdminError as error:
+                    live.update(Text(str(error), "bold red"), refresh=True)
+        except KeyboardInterrupt:
+            pass  # Ctrl-C is the other way to end it
 
 
 @contextmanager
@@ -112,16 +115,13 @@ def keys() -> Iterator[int | None]:
 
 
 def wait_for_key(descriptor: int | None, seconds: float) -> bool:
-    """Wait; returns whether q was pressed, or Ctrl-C."""
+    """Wait; returns whether q was pressed, or the terminal is gone."""
     deadline = time.monotonic() + seconds
-    try:
-        while (left := deadline - time.monotonic()) > 0:
-            if descriptor is None:
-                time.sleep(left)
-            elif select.select([descriptor], [], [], left)[0]:
-                pressed = os.read(descriptor, 64)
-                if not pressed or b"q" in pressed.lower():
-                    return True
-    except KeyboardInterrupt:
-        return True
+    while (left := deadline - time.monotonic()) > 0:
+        if descriptor is None:
+            time.sleep(left)
+        elif select.select([descriptor], [], [], left)[0]:
+            pressed = os.read(descriptor, 64)
+            if not pressed or b"q" in pressed.lower():
+                return True
     return False

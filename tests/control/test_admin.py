@@ -156,16 +156,17 @@ async def test_a_server_is_added_and_removed(node: Node) -> None:
         ("dance", {}, "404: Not Found"),
     ],
 )
-async def test_what_is_wrong_is_said_in_plain_words(
-    node: Node, verb: str, fields: dict[str, Any], words: str
-) -> None:
+async def test_what_is_wrong_is_said_in_plain_words(node: Node, verb: str, fields: dict[str, Any], words: str) -> None:
     before = node.state.effective()
     assert words in await node.refused(verb, **fields)
     assert node.state.effective() is before
 
 
 async def test_a_reload_tells_notes_or_problems(node: Node) -> None:
-    node.supervisor.reloads = [["web/web1 stays removed"], ConfigurationError([Problem("l7lb.yaml", 3, 5, "pools", "x")])]
+    node.supervisor.reloads = [
+        ["web/web1 stays removed"],
+        ConfigurationError([Problem("l7lb.yaml", 3, 5, "pools", "x")]),
+    ]
     assert (await node.post("reload"))["notes"] == ["web/web1 stays removed"]
     with pytest.raises(AdminError, match="the old one stays") as caught:
         await node.post("reload")

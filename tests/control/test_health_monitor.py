@@ -125,9 +125,7 @@ async def test_a_check_without_an_answer_ends_with_its_time(make_pool: Make, mak
         assert monitor.counts["web"].bad >= 1
 
 
-async def test_a_check_that_cannot_be_made_changes_nothing_and_warns_once(
-    make_pool: Make, make_snapshot: Make
-) -> None:
+async def test_a_check_that_cannot_be_made_changes_nothing_and_warns_once(make_pool: Make, make_snapshot: Make) -> None:
     node = NodeState(make_snapshot(make_pool("web", "web1", "web2", **fast())))
     script = Script()
     script.answers = dict.fromkeys((9001, 9002), ProbeUnavailable("not checked: no rights"))
@@ -160,7 +158,9 @@ async def test_a_reload_keeps_unchanged_servers_and_starts_and_ends_others(
     script = Script()
     async with monitoring(node, script):
         await script.until(9002, 1)
-        node.reload(make_snapshot(make_pool("web", "web1", make_server("web3", "127.0.0.1:9003"), **fast(interval=3600.0))))
+        node.reload(
+            make_snapshot(make_pool("web", "web1", make_server("web3", "127.0.0.1:9003"), **fast(interval=3600.0)))
+        )
         await script.until(9003, 1)
         assert script.asked == {9001: 1, 9002: 1, 9003: 1}
         # Other settings: the task is new, what was known is kept.

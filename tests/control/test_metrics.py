@@ -88,14 +88,18 @@ async def test_counts_of_all_workers_add_up(
     assert [value(found, "l7lb_server_responses_total", code=code, **where) for code in CLASSES] == [0, 3, 6, 9, 12]
     assert value(found, "l7lb_server_requests_total", pool="web", server="web2") == 0
     assert value(found, "l7lb_pool_waiting", pool="web") == 4
-    buckets = [value(found, "l7lb_server_request_duration_seconds_bucket", le=str(le), **where) for le in columns.BUCKETS]
+    buckets = [
+        value(found, "l7lb_server_request_duration_seconds_bucket", le=str(le), **where) for le in columns.BUCKETS
+    ]
     assert buckets == [0, 3, 9, 18, 30, 45, 63, 84, 108, 135]
     everything = value(found, "l7lb_server_request_duration_seconds_bucket", le="+Inf", **where)
     assert everything == 165
 
 
 async def test_states_checks_and_ejections(make_pool: Make, make_snapshot: Make, supervisor: Any) -> None:
-    checked = make_pool("web", "web1", "web2", "web3", health=Health(kind="tcp"), outliers=OutlierSettings(1, 10.0, 0.5))
+    checked = make_pool(
+        "web", "web1", "web2", "web3", health=Health(kind="tcp"), outliers=OutlierSettings(1, 10.0, 0.5)
+    )
     node = NodeState(make_snapshot(checked))
     health, outliers = HealthMonitor(node, {}), Outliers(node)
     health.counts["web"] = CheckCounts(good=2, bad=1)

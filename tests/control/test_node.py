@@ -166,9 +166,7 @@ def named(make_pool: Make, make_snapshot: Make, make_server: Make, host: str = "
     return made
 
 
-def test_a_host_name_becomes_a_server_for_each_address(
-    make_pool: Make, make_snapshot: Make, make_server: Make
-) -> None:
+def test_a_host_name_becomes_a_server_for_each_address(make_pool: Make, make_snapshot: Make, make_server: Make) -> None:
     node = NodeState(named(make_pool, make_snapshot, make_server))
     assert names(node.effective()) == ["web/web2"]
     assert node.host_names() == {("web", "app"): "app.internal"}
@@ -275,9 +273,7 @@ def test_counts_are_summed_over_the_workers(make_pool: Make, make_snapshot: Make
     assert node.cells(0) == [0] * 32
 
 
-def test_a_removed_server_is_shown_while_it_has_sessions(
-    make_pool: Make, make_snapshot: Make, counts: Counts
-) -> None:
+def test_a_removed_server_is_shown_while_it_has_sessions(make_pool: Make, make_snapshot: Make, counts: Counts) -> None:
     node = NodeState(make_snapshot(make_pool("web", "web1", "web2")), counts=counts)
     cell = counts.row(slots(node.effective())["web/web1"]) + ACTIVE
     counts.cells[cell] = 3

@@ -113,7 +113,9 @@ async def test_half_an_answer_is_a_failure_that_tells_what_it_has() -> None:
 
 async def test_the_hosts_file_comes_first(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
-    hosts.write_text("# a comment\n10.9.9.9 App.test other\n10.9.9.8\tapp.test # here too\nnonsense app.test\n10.9.9.7\n")
+    hosts.write_text(
+        "# a comment\n10.9.9.9 App.test other\n10.9.9.8\tapp.test # here too\nnonsense app.test\n10.9.9.7\n"
+    )
     async with names({("app.test", "A"): (60, ["10.0.0.5"])}, hosts) as lookup:
         assert (await lookup("app.test")).addresses == ("10.9.9.8", "10.9.9.9")
         assert (await lookup("localhost")).addresses == ("127.0.0.1", "::1")
@@ -127,7 +129,12 @@ async def test_a_hosts_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
 
 async def test_addresses_are_ordered_and_bounded() -> None:
     many = [f"10.0.{number // 256}.{number % 256}" for number in range(200)]
-    assert ordered(["::2", "::0001", "10.0.0.2", "10.0.0.1", "10.0.0.1", "no"]) == ("10.0.0.1", "10.0.0.2", "::1", "::2")
+    assert ordered(["::2", "::0001", "10.0.0.2", "10.0.0.1", "10.0.0.1", "no"]) == (
+        "10.0.0.1",
+        "10.0.0.2",
+        "::1",
+        "::2",
+    )
     assert len(ordered(many)) == module.ADDRESSES
 
 
