@@ -55,12 +55,12 @@ class Key(ABC):
         """The server's answer set these cookies."""
 
 
-class InsertedCookieKey(Key, Stickiness):
+class InsertedCookieKey(Key):
     """A cookie of our own that names the server by an opaque token. It needs no table.
 
     The token is a keyed digest of the pool's and the server's name, so all workers and nodes agree on it, also after
     a restart. It is looked up among the tokens of this pool's servers: whatever a client sends leads to one of them
-    or nowhere. Where it is a pool's only key, as in most, it is the pool's stickiness itself.
+    or nowhere.
     """
 
     def __init__(self, pool: Pool, config: InsertedCookie) -> None:
@@ -84,7 +84,7 @@ class InsertedCookieKey(Key, Stickiness):
     def remember(self, facts: Facts, server: str, now: float, first: bool) -> bool:
         return bool(facts.cookie(self._name))
 
-    def chosen(self, facts: Facts, server: str, now: float) -> bytes:
+    def set_cookie(self, facts: Facts, server: str) -> bytes:
         offers = self._offers
         for value in facts.cookie(self._name):
             if value in offers:
@@ -92,16 +92,6 @@ class InsertedCookieKey(Key, Stickiness):
                     return b""
                 break
         return (self._secure if facts.scheme == b"https" else self._plain).get(server, b"")
-
-    def set_cookie(self, facts: Facts, server: str) -> bytes:
-        return self.chosen(facts, server, 0.0)
-
-    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
-        """Servers don't set this cookie."""
-
-    @property
-    def learns(self) -> bool:
-        return False
 
 
 class TableKey(Key):
@@ -191,6 +181,26 @@ class SourceAddressKey(TableKey):
         return address_key(facts.source, self._prefix4, self._prefix6)
 
 
+class OneCookie(Stickiness):
+    """Nothing but an inserted cookie, as most pools have it: no table, nothing to learn."""
+
+    def __init__(self, key: InsertedCookieKey) -> None:
+        self._key = key
+
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        return self._key.find(facts, now)
+
+    def chosen(self, facts: Facts, server: str, now: float) -> bytes:
+        return self._key.set_cookie(facts, server)
+
+    def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
+        """Servers don't set this cookie."""
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+
 class Keys(Stickiness):
     """Several keys, in their order."""
 
@@ -232,7 +242,7 @@ def make_stickiness(pool: Pool, tables: Tables, wall: Callable[[], float] = time
     if not keys:
         return None
     if len(keys) == 1 and isinstance(keys[0], InsertedCookieKey):
-        return keys[0]
+        return OneCookie(keys[0])
     return Keys(keys, any(isinstance(key, LearnedCookieKey) for key in keys))
 
 

@@ -44,8 +44,8 @@ KEY_LIMIT = 255  # bytes of a key
 MAX_GRAIN = 60.0  # seconds
 MAX_TTL = 10.0 * 365 * 86_400  # seconds
 
-# An entry's value: | ticks | origin: 32 bits | number of the server's name: 24 bits |, which sorts by version.
-_NAME_BITS = 24
+# An entry's value: | ticks | origin: 32 bits | number of the server's name: 28 bits |, which sorts by version.
+_NAME_BITS = 28
 _ORIGIN_BITS = 32
 _TICKS_SHIFT = _NAME_BITS + _ORIGIN_BITS
 _NAME_MASK = (1 << _NAME_BITS) - 1
@@ -324,13 +324,16 @@ class Table:
             if not part:
                 return
             key, value = next(iter(part.items()))
-            if ticks - (value >> _TICKS_SHIFT) > self._lifetime:
-                self.expired += 1
-            elif full:
-                self.evicted += 1
-            else:
+            expired = ticks - (value >> _TICKS_SHIFT) > self._lifetime
+            if not (expired or full):
                 return
             self._remove(part, key, value)
+            if expired:
+                self.expired += 1
+            else:
+                self.evicted += 1
+                if self._count <= self.size:
+                    return  # what comes after one that hasn't expired hasn't either
 
     def tick(self, now: float, work: int = 200) -> bool:
         """Bounded work, to be called about once a second: remove expired entries, sort parts again.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from l7lb.core.snapshot import Tables as Limits
-from l7lb.persistence.table import Table
+from l7lb.persistence.table import MAX_TTL, Table
 
 
 def new_origin() -> int:
@@ -30,7 +30,11 @@ class Tables:
         self._tables: WeakValueDictionary[str, Table] = WeakValueDictionary()
 
     def table(self, name: str, ttl: float) -> Table:
-        """The table of that name, made if there is none; a living one takes on the time to live."""
+        """The table of that name, made if there is none; a living one takes on the time to live.
+
+        More than ten years are ten years.
+        """
+        ttl = min(ttl, MAX_TTL)
         table = self._tables.get(name)
         if table is None:
             table = self._tables[name] = Table(name, ttl, self.limits.size, self.origin)

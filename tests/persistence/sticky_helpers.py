@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from l7lb.core.snapshot import Address, PersistenceKey, Pool, Server
 from l7lb.core.snapshot import Tables as Limits
 from l7lb.persistence.link import StateLink
 from l7lb.persistence.state import StateProcess, listen
-from l7lb.persistence.table import Table
+from l7lb.persistence.table import Delta, Table
 from l7lb.persistence.tables import Tables
 
 TIME_LIMIT = 20.0
@@ -80,6 +81,11 @@ class Node:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
+
+
+def everything(table: Table) -> list[Delta]:
+    """All entries of a table, sorted."""
+    return sorted(itertools.chain.from_iterable(table.part(index) for index in range(table.parts)))
 
 
 @asynccontextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sticky_helpers import everything
 
 from l7lb.persistence.table import TICKS, Delta, Table
 
@@ -13,10 +12,6 @@ KEYS = [b"a", b"b", b"c"]
 SERVERS = ["web1", "web2", "web3"]
 REPLICAS = 3
 TTL = 10.0
-
-
-def everything(table: Table) -> list[Delta]:
-    return sorted(itertools.chain.from_iterable(table.part(index) for index in range(table.parts)))
 
 
 replicas = st.integers(0, REPLICAS - 1)

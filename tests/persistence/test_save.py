@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sticky_helpers import everything
 
 from l7lb.persistence.save import MAGIC, Clock, CorruptFile, load, save
-from l7lb.persistence.table import TICKS, Delta, Table
+from l7lb.persistence.table import TICKS, Table
 
 NOW = Clock("boot-1", 1_700_000_000.0, 5000.0)
-
-
-def everything(table: Table) -> list[Delta]:
-    return sorted(itertools.chain.from_iterable(table.part(index) for index in range(table.parts)))
 
 
 class Loaded(dict[str, Table]):

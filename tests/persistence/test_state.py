@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
-from sticky_helpers import Nodes, Processes, until
+from sticky_helpers import Nodes, Processes, everything, until
 
 from l7lb.persistence.table import Table
 
@@ -79,6 +81,36 @@ async def test_what_was_just_learned_is_saved_too(
     process.terminate()
     assert process.wait() == 0
     assert b"anna" in (tmp_path / "tables").read_bytes()
+
+
+async def test_replicas_agree_after_deaths_in_the_middle_of_work(
+    socket_path: Path, tmp_path: Path, start_state: Processes, nodes: Nodes
+) -> None:
+    """Three workers write the same users while state processes die and come back: in the end all know the same."""
+    workers = [nodes() for _ in range(3)]
+    tables = [worker.table() for worker in workers]
+    random = Random(7)
+    for _ in range(4):
+        process = start_state("--socket", socket_path, "--save", tmp_path / "tables")
+        await until(lambda: any(worker.link.connected for worker in workers))
+        for _ in range(100):
+            for _ in range(10):
+                table = random.choice(tables)
+                key = b"%d" % random.randrange(500)
+                if random.random() < 0.1:
+                    table.delete(key, time.monotonic())
+                else:
+                    put(table, key, f"web{random.randrange(5)}")
+            await asyncio.sleep(0)
+        process.kill()
+        process.wait()
+        await until(lambda: not any(worker.link.connected for worker in workers))
+    start_state("--socket", socket_path, "--save", tmp_path / "tables")
+    await until(lambda: everything(tables[0]) == everything(tables[1]) == everything(tables[2]))
+    late = nodes()
+    table = late.table()
+    await late.link.synced.wait()
+    await until(lambda: everything(table) == everything(tables[0]))
 
 
 async def test_a_corrupt_file_is_moved_aside_in_one_line(

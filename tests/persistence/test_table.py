@@ -6,6 +6,7 @@ import itertools
 import random
 
 import pytest
+from sticky_helpers import everything
 
 from l7lb.persistence import table as module
 from l7lb.persistence.table import KEY_LIMIT, MAX_SIZE, MAX_TTL, TICKS, Delta, Table
@@ -13,10 +14,6 @@ from l7lb.persistence.table import KEY_LIMIT, MAX_SIZE, MAX_TTL, TICKS, Delta, T
 
 def make(ttl: float = 100.0, size: int = 1000, origin: int = 1, relay: bool = False) -> Table:
     return Table("web/source", ttl, size, origin, relay)
-
-
-def everything(table: Table) -> list[Delta]:
-    return sorted(itertools.chain.from_iterable(table.part(index) for index in range(table.parts)))
 
 
 # --- use ----------------------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ def test_wake_is_called_for_new_and_altered_tables() -> None:
     assert table.size == 99
 
 
+def test_a_life_is_ten_years_at_most() -> None:
+    assert Tables(Limits(100)).table("web/source", 1e12).ttl == 10 * 365 * 86_400
+
+
 def test_tick_reaches_all_tables() -> None:
     tables = Tables(Limits(100))
     held = [tables.table(name, 10.0) for name in ("a", "b")]
