@@ -227,7 +227,7 @@ def test_a_name_stands_for_its_addresses_and_one_of_them_can_be_named(operator: 
     assert {server.state for server in operator.find("named")[2]} == {"disabled"}
     operator.enable("named")
     assert {server.state for server in operator.find("named")[2]} == {"enabled"}
-    with pytest.raises(Refused, match="remove api/named, or disable named@10.0.0.5"):
+    with pytest.raises(Refused, match=r"remove api/named, or disable named@10\.0\.0\.5"):
         operator.remove_server("named@10.0.0.5")
     operator.remove_server("named")
     assert not [row for row in operator.rows() if row.name.startswith("named")]

@@ -13,7 +13,8 @@ from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator
 from l7lb.control.outliers import GROWTH, Outliers, allowed
 from l7lb.core.messages import ServerResult
-from l7lb.core.snapshot import Address, Outliers as Settings, Pool, Server, Snapshot
+from l7lb.core.snapshot import Address, Pool, Server, Snapshot
+from l7lb.core.snapshot import Outliers as Settings
 
 Make = Callable[..., Any]
 

@@ -206,13 +206,13 @@ async def test_ipv6() -> None:
 
 async def test_a_refused_connection_says_so() -> None:
     assert await reason(unused()) == "connect refused"
-    with pytest.raises(ProbeFailed, match="^connect refused$"):
+    with pytest.raises(ProbeFailed, match=r"^connect refused$"):
         await probes.connect(unused(), {}, 1.0)
 
 
 async def test_a_missing_unix_socket_says_so(tmp_path: Path) -> None:
     address = Address(path=str(tmp_path / "none.sock"))
-    with pytest.raises(ProbeFailed, match="^no such socket$"):
+    with pytest.raises(ProbeFailed, match=r"^no such socket$"):
         await probes.connect(address, {}, 1.0)
     assert await reason(address) == "no such socket"
 
@@ -239,9 +239,10 @@ async def test_a_time_limit_in_words(seconds: float, words: str) -> None:
 
 async def test_ping_answers_or_says_what_it_needs() -> None:
     try:
-        assert (await probes.ping(Address(host="127.0.0.1"), {}, 1.0)).startswith("echo in ")
+        words = await probes.ping(Address(host="127.0.0.1"), {}, 1.0)
     except ProbeUnavailable as problem:
-        assert "ping_group_range" in str(problem)
+        words = str(problem)
+    assert words.startswith("echo in ") or "ping_group_range" in words
 
 
 async def test_ping_without_rights_says_nothing_about_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
