@@ -1,19 +1,21 @@
 """An index of rules by host and path, so that ten thousand of them cost a request no more than ten.
 
 A rule stands in the index once for each pair of its host and path globs, as an :class:`Entry` with the checks that
-the pair does not prove by itself. Hosts lead to a :class:`PathTable`: exact ones by a dictionary, ``*.example.org`` by
-one look-up a label, other globs by trying them. In a table an exact path is one look-up, a glob is found by its
-literal beginning in a sorted list, and what has none is always tried. What a host, and a host with a path, led to is
-remembered, within bounds: clients ask for the same things.
+the pair does not prove by itself. Hosts lead to a table of paths: exact ones by a dictionary, ``*.example.org`` by one
+look-up a label, other globs by trying them. In a table an exact path is one look-up, a glob is found by its literal
+beginning in a sorted list, and what has none is always tried.
 
-Entries of one list are in the rules' order. Several lists may hold candidates; the router goes through them one after
-another, and leaves each as soon as its next rule stands behind the best one found.
+Clients ask for the same things. What a host with a path leads to is therefore remembered by the router, within bounds:
+the entries in the rules' order, without those that fail on host or path, up to the first that matches whatever else
+the request says. What is left to check for such a request is its method, headers, cookies, parameters and source.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from heapq import merge
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from l7lb.core.snapshot import Match
@@ -23,37 +25,48 @@ from l7lb.routing.matchers import (
     method_condition,
     path_check,
     path_condition,
+    regex_condition,
     remaining_conditions,
 )
 
 MAX_PAIRS = 256  # of one rule's hosts and paths; beyond, its paths are checked and not indexed
 MAX_HOST = 255  # bytes of a host that is remembered
-MAX_STRANGERS = 2048  # remembered hosts that no rule names
-MAX_PATH = 255  # bytes of a path that is remembered
+MAX_PATH = 255  # bytes of a path that is remembered; less than any regular expression may see
+MAX_CANDIDATES = 64  # entries that are remembered for one host and path
 MAX_KNOWN = 2048  # remembered pairs of host and path
+MAX_STRANGERS = 2048  # remembered hosts beyond the number of host globs
 Rule = TypeVar("Rule")
 
 
 class Entry(Generic[Rule]):
-    """One rule in one place of the index: what must still be checked there."""
+    """One rule in one place of the index.
 
-    __slots__ = ("checks", "number", "rule")
+    ``fixed`` are the checks that depend on host and path alone; ``checks`` are the others, and ``every`` is both, in
+    the order in which they are made.
+    """
 
-    def __init__(self, number: int, rule: Rule, checks: tuple[Check, ...]) -> None:
+    __slots__ = ("checks", "every", "fixed", "number", "rule")
+
+    def __init__(self, number: int, rule: Rule, fixed: tuple[Check, ...], checks: tuple[Check, ...]) -> None:
         self.number = number
         self.rule = rule
+        self.fixed = fixed
         self.checks = checks
+        self.every = fixed + checks
 
 
 Entries = tuple[Entry[Rule], ...]
 
 
+NUMBER = attrgetter("number")
+
+
 def in_order(entries: Iterable[Entry[Rule]]) -> Entries[Rule]:
     """The entries in their rules' order, up to the first that always matches."""
     found = []
-    for entry in sorted(entries, key=lambda entry: entry.number):
+    for entry in sorted(entries, key=NUMBER):
         found.append(entry)
-        if not entry.checks:
+        if not entry.every:
             break
     return tuple(found)
 
@@ -81,17 +94,20 @@ class PathTable(Generic[Rule]):
         self._rest = in_order(rest)
 
     def find(self, path: bytes, found: list[Entries[Rule]]) -> None:
-        """Append the lists of entries that may match this path, the most certain first."""
+        """Append the lists of entries that may match this path."""
+        if self._exact:
+            exact = self._exact.get(path)
+            if exact is not None:
+                found.append(exact)
         prefixes = self._prefixes
-        exact = self._exact.get(path)
-        if exact is not None:
-            found.append(exact)
-        # The last prefix that isn't greater than the path is a beginning of it, or shares its own with those that are.
-        number = bisect_right(prefixes, path) - 1
-        while number >= 0:
-            if path.startswith(prefixes[number]):
-                found.append(self._prefix_entries[number])
-            number = self._parents[number]
+        if prefixes:
+            # The last prefix that isn't greater than the path is a beginning of it, or shares its own with those that
+            # are.
+            number = bisect_right(prefixes, path) - 1
+            while number >= 0:
+                if path.startswith(prefixes[number]):
+                    found.append(self._prefix_entries[number])
+                number = self._parents[number]
         if self._rest:
             found.append(self._rest)
 
@@ -109,7 +125,7 @@ def _parents(prefixes: Sequence[bytes]) -> list[int]:
 
 
 class Index(Generic[Rule]):
-    """All rules, by host and then by path."""
+    """All rules, by host and then by path. Raises ValueError where a rule can't be compiled."""
 
     def __init__(self, rules: Sequence[tuple[int, Match | None, Rule]], exact_case: bool) -> None:
         self._exact: dict[bytes, PathTable[Rule]] = {}
@@ -129,19 +145,16 @@ class Index(Generic[Rule]):
                 self._globs.append((glob, PathTable(entries)))
         self._longest = max(map(len, self._suffixes), default=0)
         self._tables: dict[bytes, tuple[PathTable[Rule], ...]] = {}
-        self._max_tables = len(self._exact) + MAX_STRANGERS
-        self._known: dict[tuple[bytes, bytes], list[Entries[Rule]]] = {}
-        self.known = self._known.get  # what a host and path led to before, or None
+        self._max_tables = len(by_host) + MAX_STRANGERS
 
-    def candidates(self, host: bytes, path: bytes) -> list[Entries[Rule]]:
-        """The lists of entries that may match this host and path; the path is folded as the rules' globs are."""
+    def find(self, host: bytes, path: bytes) -> list[Entries[Rule]]:
+        """Lists, each in the rules' order, that hold every entry which may match this host and path.
+
+        The path is folded as the rules' globs are.
+        """
         found: list[Entries[Rule]] = []
         for table in self._tables.get(host) or self._tables_of(host):
             table.find(path, found)
-        if len(path) <= MAX_PATH and len(host) <= MAX_HOST:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[host, path] = found
         return found
 
     def _tables_of(self, host: bytes) -> tuple[PathTable[Rule], ...]:
@@ -167,6 +180,11 @@ class Index(Generic[Rule]):
         return tables
 
 
+def merged(found: Sequence[Entries[Rule]]) -> Iterable[Entry[Rule]]:
+    """The entries of several lists in the rules' order, no further than they are asked for."""
+    return found[0] if len(found) == 1 else merge(*found, key=NUMBER)
+
+
 ANY = Glob(b"*")
 
 
@@ -175,18 +193,21 @@ def _entries(
 ) -> list[tuple[Glob, Glob | None, Entry[Rule]]]:
     """A rule's places in the index: host glob, path glob (None: any), entry."""
     if match is None:
-        return [(ANY, None, Entry(number, rule, ()))]
+        return [(ANY, None, Entry(number, rule, (), ()))]
     hosts = [host_glob(text) for text in match.host] or [ANY]
     paths: list[Glob | None] = [path_glob(text, exact_case) for text in match.path] or [None]
-    first = (method_condition(match.method).holds,) if match.method else ()
-    others = tuple(condition.holds for condition in remaining_conditions(match, exact_case))
-    if len(hosts) * len(paths) > MAX_PAIRS:
-        others = (path_condition(match.path, exact_case).holds, *others) if match.path else others
+    fixed: tuple[Check, ...] = ()
+    if len(hosts) * len(paths) > MAX_PAIRS and match.path:
+        fixed = (path_condition(match.path, exact_case).holds,)
         paths = [None]
+    if match.path_regex:
+        fixed = (*fixed, regex_condition(match.path_regex, exact_case).holds)
+    checks = tuple(condition.holds for condition in remaining_conditions(match, exact_case))
+    if match.method:
+        checks = (method_condition(match.method).holds, *checks)
     found: list[tuple[Glob, Glob | None, Entry[Rule]]] = []
     for path in paths:
         proven = path is None or path.literal or path.is_prefix
-        own = () if proven or path is None else (path_check(path),)
-        entry = Entry(number, rule, (*first, *own, *others))
+        entry = Entry(number, rule, fixed if proven or path is None else (path_check(path), *fixed), checks)
         found.extend((host, path, entry) for host in hosts)
     return found

@@ -165,28 +165,31 @@ def not_condition(match: Match, exact_case: bool) -> Condition:
 
 
 def conditions_of(match: Match | None, exact_case: bool) -> list[Condition]:
-    """The conditions that must all hold, cheapest first. Raises ValueError for what can't be compiled."""
+    """The conditions that must all hold, in the order in which they are tested.
+
+    Host and path come first, since the index answers these. Raises ValueError for what can't be compiled.
+    """
     if match is None:
         return []
     found: list[Condition] = []
-    if match.method:
-        found.append(method_condition(match.method))
     if match.host:
         found.append(host_condition(match.host))
     if match.path:
         found.append(path_condition(match.path, exact_case))
+    if match.path_regex:
+        found.append(regex_condition(match.path_regex, exact_case))
+    if match.method:
+        found.append(method_condition(match.method))
     found.extend(remaining_conditions(match, exact_case))
     return found
 
 
 def remaining_conditions(match: Match, exact_case: bool) -> list[Condition]:
-    """All conditions but method, host and path."""
+    """All conditions but those on host, path and method."""
     found: list[Condition] = []
     if match.source:
         found.append(source_condition(match.source))
     found.extend(values_condition("header", name, values) for name, values in match.header)
-    if match.path_regex:
-        found.append(regex_condition(match.path_regex, exact_case))
     found.extend(values_condition("cookie", name, values) for name, values in match.cookie)
     found.extend(values_condition("query", name, values) for name, values in match.query)
     if match.not_ is not None:

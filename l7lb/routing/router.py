@@ -14,11 +14,9 @@ from l7lb.core.facts import Facts
 from l7lb.core.snapshot import Listener, Redirect, Route, ToPool, ToSplit
 from l7lb.routing.explain import explain_action, explain_route, explain_too_long
 from l7lb.routing.globs import Glob, path_glob
-from l7lb.routing.index import Entries, Index
+from l7lb.routing.index import MAX_CANDIDATES, MAX_HOST, MAX_KNOWN, MAX_PATH, NUMBER, Entry, Index, merged
 from l7lb.routing.matchers import PathTooLong
 from l7lb.routing.regex import Regex
-
-NONE = 1 << 62  # greater than any rule's number
 
 
 class CompiledRule:
@@ -95,33 +93,68 @@ class Router:
         self._chance = random.Random(seed)
         rules = [(route.number, route.match, CompiledRule(route, listener.exact_case)) for route in listener.routes]
         self._index: Index[CompiledRule] = Index(rules, listener.exact_case)
-        self._known = self._index.known
+        self._memory: dict[tuple[bytes, bytes], list[Entry[CompiledRule]] | Choice] = {}
+        self._get = self._memory.get
 
     def route(self, facts: Facts) -> Choice | None:
         """The first rule that matches; None where none does."""
+        known = self._get((facts.host, facts.path))
+        if isinstance(known, Choice):
+            return known
         path = facts.path if self._exact_case else facts.path.lower()
-        candidates = self._known((facts.host, path))
-        if candidates is None:
-            candidates = self._index.candidates(facts.host, path)
-        limit = NONE
-        best: CompiledRule | None = None
-        try:
-            for entries in candidates:
-                for entry in entries:
-                    if entry.number >= limit:
-                        break
-                    for check in entry.checks:
-                        if not check(facts, path):
-                            break
-                    else:
-                        limit = entry.number
-                        best = entry.rule
-                        break
-        except PathTooLong:
-            best = _one_by_one(candidates, facts, path)
-        if best is None:
+        if known is None:
+            known = self._look_up(facts, path)
+            if known is None:
+                return self._search(facts, path)
+        for entry in known:
+            for check in entry.checks:
+                if not check(facts, path):
+                    break
+            else:
+                rule = entry.rule
+                return rule.ready or rule.choice(facts, path, self._chance)
+        return None
+
+    def _look_up(self, facts: Facts, path: bytes) -> list[Entry[CompiledRule]] | None:
+        """What this host and path lead to, remembered; None for what is not: it is too long, or there is too much."""
+        host = facts.host
+        if len(path) > MAX_PATH or len(host) > MAX_HOST:
             return None
-        return best.ready or best.choice(facts, path, self._chance)
+        lists = self._index.find(host, path)
+        candidates = lists[0] if len(lists) == 1 else [entry for entries in lists for entry in entries]
+        if len(candidates) > MAX_CANDIDATES:
+            return None
+        if len(lists) > 1:
+            candidates = sorted(candidates, key=NUMBER)
+        entries = []
+        for entry in candidates:
+            for check in entry.fixed:
+                if not check(facts, path):
+                    break
+            else:
+                entries.append(entry)
+                if not entry.checks:
+                    break
+        if len(self._memory) >= MAX_KNOWN:
+            self._memory.clear()
+        # Where nothing is left to check, and the choice is always the same, it is the choice that is remembered.
+        certain = entries[0].rule.ready if entries and not entries[0].checks else None
+        self._memory[host, facts.path] = certain or entries
+        return entries
+
+    def _search(self, facts: Facts, path: bytes) -> Choice | None:
+        """The first match without memory: all candidates in order, as far as needed."""
+        try:
+            for entry in merged(self._index.find(facts.host, path)):
+                for check in entry.every:
+                    if not check(facts, path):
+                        break
+                else:
+                    return entry.rule.ready or entry.rule.choice(facts, path, self._chance)
+        except PathTooLong:
+            # Neither this rule nor one behind it may be taken: see regex.py.
+            pass
+        return None
 
     def explain(self, facts: Facts) -> list[Explanation]:
         """Each rule up to the one that matches: whether it does, and why or why not."""
@@ -139,12 +172,3 @@ class Router:
                 explanation.details += explain_action(route, facts, captures)
                 break
         return found
-
-
-def _one_by_one(candidates: list[Entries[CompiledRule]], facts: Facts, path: bytes) -> CompiledRule | None:
-    """The candidates strictly in order: one of their checks can't be answered, so that only a rule before may match."""
-    entries = sorted((entry for found in candidates for entry in found), key=lambda entry: entry.number)
-    try:
-        return next((entry.rule for entry in entries if all(check(facts, path) for check in entry.checks)), None)
-    except PathTooLong:
-        return None

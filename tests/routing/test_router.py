@@ -215,7 +215,7 @@ def test_what_is_remembered_is_bounded() -> None:
     long_host = b"a." * 20_000 + b"example.org"
     assert router.route(PlainFacts(long_host)).route.number == 1  # type: ignore[union-attr]
     assert router.route(PlainFacts(long_host + b"x")) is None
-    assert len(router._index._known) <= 2048
+    assert len(router._memory) <= 2048
     assert len(router._index._tables) <= 2049
     assert max(len(host) for host in router._index._tables) < 300
 

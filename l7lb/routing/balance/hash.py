@@ -75,6 +75,7 @@ class HashBalancer(TierBalancer):
         self._weights: dict[ServerState, float] = {}
         self._weight = 0.0
         self._growing = False
+        self._simple = False  # a key's own server gets it, whatever the others do
         self._load = 0
         self._renewal = inf
 
@@ -94,6 +95,7 @@ class HashBalancer(TierBalancer):
         self._weights = dict(zip(tier, weights, strict=True))
         self._weight = sum(weights)
         self._growing = any(weight != server.config.weight for server, weight in self._weights.items())
+        self._simple = bool(self._points) and not self._bound and not self._growing
         self._count(now)
 
     def _count(self, now: float) -> None:
@@ -105,6 +107,10 @@ class HashBalancer(TierBalancer):
         if key is None:
             return self._keyless.choose(facts, now, without)
         digest = xxh3_64_intdigest(key)
+        if self._simple:
+            server = self._servers[self._points[self._place(digest)] & NUMBER_MASK]
+            if server.open and not server.full and server not in without:
+                return server
         bounded = self._bound > 0 and self._weight > 0
         allowance = self._allowance(now) if bounded else 0.0
         with_room: ServerState | None = None
@@ -129,18 +135,23 @@ class HashBalancer(TierBalancer):
             self._count(now)
         return self._bound * (self._load + 1) / self._weight
 
+    def _place(self, digest: int) -> int:
+        """Where on the ring the key's own point is."""
+        place = bisect_left(self._points, digest >> 64 - POSITION_BITS << NUMBER_BITS)
+        return place if place < len(self._points) else 0
+
     def walk(self, digest: int) -> Iterator[ServerState]:
         """The servers in the order in which this key belongs to them, each once."""
         points = self._points
         servers = self._servers
         size = len(points)
-        place = bisect_left(points, digest >> 64 - POSITION_BITS << NUMBER_BITS)
+        place = self._place(digest)
         seen: set[int] = set()
         for _ in range(min(size, MAX_WALK)):
-            if place == size:
-                place = 0
             number = points[place] & NUMBER_MASK
             place += 1
+            if place == size:
+                place = 0
             if number not in seen:
                 seen.add(number)
                 yield servers[number]

@@ -87,15 +87,16 @@ class LeastConnections(TierBalancer):
         best = -1
         best_cost = best_turn = inf
         clock = self._clock
-        weights, turns = self._weights, self._turns
-        for number, server in enumerate(self._servers):
-            cost = (server.active + server.others) / weights[number]
-            if cost > best_cost or server.full or not server.open or (without and server in without):
+        servers = self._servers
+        for number, server, weight, turn in zip(range(len(servers)), servers, self._weights, self._turns, strict=True):
+            cost = (server.active + server.others) / weight
+            if cost > best_cost:
                 continue
-            turn = turns[number]
             if turn < clock:
-                turn = clock
-            if cost < best_cost or turn < best_turn:
+                turn = clock  # noqa: PLW2901 - max() would cost more than the rest
+            if cost == best_cost and turn >= best_turn:
+                continue
+            if server.open and not server.full and server not in without:
                 best, best_cost, best_turn = number, cost, turn
         return best
 

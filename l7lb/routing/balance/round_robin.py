@@ -33,7 +33,7 @@ class _Class:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.clock: float = 0
+        self.clock = 0.0
         self.heap: list[Place] = []
 
 
@@ -45,7 +45,7 @@ class RoundRobin(TierBalancer):
         self._servers: Sequence[ServerState] = ()
         self._weights: Sequence[float] = ()
         self._classes: dict[float, _Class] = {}
-        self._total: float = 0
+        self._total = 0.0
         self._resting: deque[tuple[int, float]] = deque()  # number, current value
         self._is_resting: set[ServerState] = set()
         # Processes that start together must not all begin with the first server.
@@ -96,7 +96,7 @@ class RoundRobin(TierBalancer):
 
     def _next(self, without: Collection[ServerState]) -> ServerState | None:
         best: _Class | None = None
-        best_current: float = 0
+        best_current = 0.0
         best_number = 0
         passed: list[tuple[_Class, Place]] = []
         for group in self._classes.values():
