@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Mapping
+from time import monotonic
 
 from l7lb.core.contracts import ProtocolSpec, SessionFactory
 from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
@@ -120,7 +121,7 @@ class Runtime:
         before = self.dispatcher.pools
         self.dispatcher.pools = pools
         kept: set[int] = set()
-        now = self.loop.time()
+        now = monotonic()
         for runtime in pools.values():
             for state, config in zip(runtime.state.servers, runtime.state.config.servers, strict=True):
                 state.config = config
@@ -163,7 +164,7 @@ class Runtime:
         self._leaving = [one for one in self._leaving if one.connections]
         if state.connections:
             self._leaving.append(state)
-            now = self.loop.time()
+            now = monotonic()
             for connection in list(state.connections):
                 connection.drain(now)
 
@@ -206,7 +207,7 @@ class Runtime:
         self._judge(state)
         if not state.alive:
             self.dispatcher.close_idle(state)
-        now = self.loop.time()
+        now = monotonic()
         runtime.balancer.changed(now)
         self.dispatcher.serve_queue(runtime, now)
 
@@ -229,7 +230,7 @@ class Runtime:
         self._timers[0] = self.loop.call_later(REFRESH_SECONDS, self._refresh)
 
     def _sweep(self) -> None:
-        now = self.loop.time()
+        now = monotonic()
         for runtime in self.dispatcher.pools.values():
             for server in runtime.state.servers:
                 if server.idle:
@@ -247,7 +248,7 @@ class Runtime:
     def sessions(self, limit: int) -> list[SessionRow]:
         """What is in progress, so many at most; idle keep-alive connections are not listed."""
         rows: list[SessionRow] = []
-        offset = time.time() - self.loop.time()
+        offset = time.time() - monotonic()
         for state in (*self.listeners.values(), *self._leaving):
             for connection in state.connections:
                 ticket = connection.ticket
@@ -276,7 +277,7 @@ class Runtime:
         """Accept nothing more, end idle connections, let the others finish; ``drained`` is set when all have."""
         self._draining = True
         self._start_acceptors()
-        now = self.loop.time()
+        now = monotonic()
         for state in (*self.listeners.values(), *self._leaving):
             for connection in list(state.connections):
                 connection.drain(now)
