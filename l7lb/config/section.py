@@ -29,8 +29,9 @@ from l7lb.config.document import Mapping, Path, describe_path, locate
 from l7lb.config.wording import choice, describe, listing, nearest, quoted, wrong
 from l7lb.core.errors import Problem
 
-
 _FIRST_CLAUSE = re.compile(r"[:;(]|\.(?:\s|\Z)")
+
+UNKNOWN = 100  # unknown keys of one mapping that are reported
 
 
 @dataclass
@@ -121,11 +122,14 @@ class Section(BaseModel):
     def _known(cls, data: Mapping, reading: Reading) -> dict[str, Any]:
         """The data without unknown keys; these and missing ones are reported."""
         keys = cls.keys()
-        for key in data:
-            if key not in keys:
-                message = f"{quoted(key)} is not known here{nearest(key, keys)}"
-                message += f"{'' if message.endswith('?') else ';'} known: {listing(sorted(keys))}"
-                reading.problem((*data.path, key), message, key=True)
+        unknown = [key for key in data if key not in keys]
+        for key in unknown[:UNKNOWN]:
+            message = f"{quoted(key)} is not known here{nearest(key, keys)}"
+            message += f"{'' if message.endswith('?') else ';'} known: {listing(sorted(keys))}"
+            reading.problem((*data.path, key), message, key=True)
+        if len(unknown) > UNKNOWN:
+            message = f"{len(unknown) - UNKNOWN} more keys are not known here"
+            reading.problem((*data.path, unknown[UNKNOWN]), message, key=True)
         for name, info in cls.model_fields.items():
             if info.is_required() and (info.alias or name) not in data:
                 meaning = _FIRST_CLAUSE.split(info.description or "")[0]

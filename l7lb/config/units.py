@@ -81,10 +81,10 @@ def parse_share(value: object) -> float:
 def format_duration(seconds: float) -> str:
     """Seconds in the largest unit that keeps them whole."""
     for unit in ("d", "h", "m", "s", "ms"):
-        number = round(seconds / SECONDS[unit], 9)
+        number = round(seconds / SECONDS[unit], 6)
         if number >= 1 and number == int(number):
             return f"{int(number)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 def format_size(size: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 LONGEST = 60  # characters of a value that a message repeats
+LONGEST_NAME = 200  # characters of a name that is compared with others
+COMPARED = 200  # names that one is compared with
 LISTED = 12  # names that a message lists
 
 
@@ -59,9 +61,11 @@ def listing(names: Iterable[str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean "x"?`` where some known name is like this one, else nothing."""
-    if len(name) > 200:
+    if len(name) > LONGEST_NAME:
         return ""
     known = list(known)
+    if len(known) > COMPARED:  # comparing with all takes long, and a mistake seldom changes the first letter
+        known = [other for other in known if other[:1].lower() == name[:1].lower()][:COMPARED]
     lowered = {other.lower().replace("_", "-"): other for other in reversed(known)}
     close = difflib.get_close_matches(name.lower().replace("_", "-"), lowered, n=1, cutoff=0.6)
     return f"; did you mean {quoted(lowered[close[0]])}?" if close else ""

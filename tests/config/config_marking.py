@@ -13,13 +13,12 @@ MARK = "▸"
 def unmark(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The text without marks, and their places."""
     places = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        while MARK in line:
-            places.append((number, line.index(MARK) + 1))
-            line = line.replace(MARK, "", 1)
-        lines[number - 1] = line
-    return "\n".join(lines), places
+    pieces = text.split(MARK)
+    plain = pieces[0]
+    for piece in pieces[1:]:
+        places.append((plain.count("\n") + 1, len(plain) - plain.rfind("\n")))
+        plain += piece
+    return plain, places
 
 
 def check(text: str, *messages: str, ending: str = "yaml") -> list[Problem]:

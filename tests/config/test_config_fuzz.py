@@ -16,28 +16,28 @@ from l7lb.config import Loaded, load
 from l7lb.config.document import plain
 from l7lb.config.formats import json_text, toml_text, yaml_text
 from l7lb.core.errors import ConfigurationError
+from l7lb.core.servers import PoolState
 from l7lb.core.snapshot import decode, encode
 from l7lb.routing.balance import make_balancer
 from l7lb.routing.router import Router
-from l7lb.core.servers import PoolState
 
 TEXT = (Path(__file__).parent / "web.yaml").read_text().replace(", key_file: cookie.key", "")
 FORMATS = ["yaml", "json", "toml"]
-SIGNS = list("{}[]:,-#&*!|>'\"%@`\\\n\t \r\0") + ["<<", "---", "...", "\u2028", "\ufeff", "é", "1", "a", "~", "=", "[["]
+SIGNS = [*"{}[]:,-#&*!|>'\"%@`\\\n\t \r\0", "<<", "---", "...", "\u2028", "\ufeff", "é", "1", "a", "~", "=", "[["]
 
 
-def survives(text: str | bytes, format: str) -> Loaded | None:
+def survives(text: str | bytes, kind: str) -> Loaded | None:
     try:
-        loaded = load("dir/x", text=text, format=format)
+        return load("dir/x", text=text, format=kind)
     except ConfigurationError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert problem.message
-            assert problem.line >= 0
-            assert problem.column >= 0
-            str(problem).encode()
-        return None
-    return loaded
+        problems = error.problems
+    assert problems
+    for problem in problems:
+        assert problem.message
+        assert problem.line >= 0
+        assert problem.column >= 0
+        str(problem).encode()
+    return None
 
 
 def works(loaded: Loaded) -> None:
@@ -49,7 +49,7 @@ def works(loaded: Loaded) -> None:
         make_balancer(PoolState(pool, []), 1)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", FORMATS)
 @settings(deadline=None)
 @given(text=st.one_of(st.binary(max_size=200), st.text(max_size=200)))
 @example(text="!!float ''")
@@ -64,15 +64,15 @@ def works(loaded: Loaded) -> None:
 @example(text='{"a": 1e999}')
 @example(text="a = 1e999")
 @example(text="a = 1979-05-27")
-def test_any_text(format: str, text: str | bytes) -> None:
-    survives(text, format)
+def test_any_text(kind: str, text: str | bytes) -> None:
+    survives(text, kind)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", FORMATS)
 @settings(deadline=None)
 @given(pieces=st.lists(st.one_of(st.sampled_from(SIGNS), st.text("ab01", max_size=3)), max_size=40))
-def test_signs_of_the_formats(format: str, pieces: list[str]) -> None:
-    survives("".join(pieces), format)
+def test_signs_of_the_formats(kind: str, pieces: list[str]) -> None:
+    survives("".join(pieces), kind)
 
 
 @settings(deadline=None, max_examples=100)

@@ -11,8 +11,8 @@ import pytest
 from config_writing import to_json, to_toml, to_yaml
 
 from l7lb.config import load
-from l7lb.config.formats import yaml_text
 from l7lb.config.document import plain
+from l7lb.config.formats import yaml_text
 from l7lb.core import snapshot
 from l7lb.core.errors import ConfigurationError, Problem
 from l7lb.core.snapshot import Address

@@ -224,6 +224,7 @@ RULES = [
     ("{match: {path: ▸/a//b}, pool: web}", "empty or dot segments"),
     ("{match: {path: ▸/a/**}, pool: web}", "write it once"),
     ('{match: {path_regex: ▸"["}, pool: web}', "unterminated character set at position 0"),
+    ('{match: {path_regex: ▸"/[[a]"}, pool: web}', "possible nested set at position 2; put a backslash"),
     ('{match: {path_regex: [/a, ▸"(a+)+$"]}, pool: web}', "could take very long"),
     ("{match: {method: ▸get}, pool: web}", "methods are upper case: write GET"),
     ("{match: {method: [GET, ▸'A B']}, pool: web}", "is not a method"),

@@ -27,15 +27,25 @@ _STRINGS = (
 )
 
 
+# A key of so many parts can't be meant, and the parser's time grows with their square.
+_PARTS = re.compile(
+    r"""(?:^[ \t]*\[{0,2}|[{,])[ \t]*(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%s}""" % DEPTH,  # noqa: UP031
+    re.MULTILINE,
+)
+
+
 def parse(text: str, file: str) -> Node | None:
     """The document in ``text``; None where it has no keys. Raises ConfigurationError."""
+    many = _PARTS.search(text)
+    if many:
+        raise _problem(file, *_place(text, many.start()), f"mappings and lists are nested more than {DEPTH} deep")
     try:
         data = tomllib.loads(text)
         return _node(data, (), Scanner(text).positions) if data else None
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         where = _WHERE.search(message)
-        line, column = (int(where[1]), int(where[2])) if where and where[1] else _end(text)
+        line, column = (int(where[1]), int(where[2])) if where and where[1] else _place(text, len(text))
         reason = _WHERE.sub("", message)
         raise _problem(file, line, column, f"not valid TOML: {reason[:1].lower() + reason[1:]}") from None
     except RecursionError:
@@ -48,8 +58,8 @@ def _problem(file: str, line: int, column: int, message: str) -> ConfigurationEr
     return ConfigurationError([Problem(file, line, column, "", message)])
 
 
-def _end(text: str) -> tuple[int, int]:
-    return text.count("\n") + 1, len(text) - text.rfind("\n")
+def _place(text: str, index: int) -> tuple[int, int]:
+    return text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
 
 
 Positions = dict[Path, tuple[Position, Position]]  # of the key, and of the value
