@@ -10,8 +10,11 @@ request than a fifth of the ``REQUEST`` microseconds that one takes as a whole.
 
 Balancing: pools of 10 and 1,000 servers of weights 1 to 3 with some work in progress; choosing, taking and giving back.
 
-On an idle core of 2020 with CPython 3.11, in microseconds:
+On a shared virtual machine that had other work, with CPython 3.11, the least of some rounds, in microseconds:
 
+    the rule, usual: 0.16 with 10 rules, 0.16 with 10,000; all new: 2.3 with 10, 4.3 with 10,000
+    the server, with 10 and with 1,000 in the pool: round-robin 2.2 2.7, least-connections 3.8 5.4, random-of-two 2.2
+    2.8, latency 4.0 5.0, first 1.2 1.3, hash 1.5 2.2, hash with bounded load 5.0 6.6
 """
 
 from __future__ import annotations
