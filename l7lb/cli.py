@@ -96,10 +96,11 @@ def loaded(path: Path | None) -> Loaded:
 def client(admin: Path | None, config: Path | None, seconds: float = 60.0) -> AdminClient:
     """A client of the node that is meant."""
     from l7lb.control.client import AdminClient
+    from l7lb.control.locate import admin_socket
 
     if admin is None:
         try:
-            admin = loaded(config).settings.admin_socket
+            admin = admin_socket(configuration(config))
         except ConfigurationError as error:
             raise L7lbError(
                 f"{configuration(config)} has errors (`l7lb check` shows them), and names no admin socket: "

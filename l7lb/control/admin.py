@@ -141,8 +141,8 @@ class AdminServer:
         return done(request, self._operator.add_server(asked.pool, new_server(asked, base)))
 
     async def _reload(self, request: web.Request) -> web.Response:
+        log.info("a reload was asked for", **caller(request))
         notes = await self._supervisor.reload()
-        log.info("the configuration was reloaded", **caller(request))
         return answer({"done": "the configuration was reloaded", "notes": notes})
 
     async def _shutdown(self, request: web.Request) -> web.Response:
