@@ -80,10 +80,11 @@ def parse_share(value: object) -> float:
 
 def format_duration(seconds: float) -> str:
     """Seconds in the largest unit that keeps them whole."""
+    nanoseconds = round(seconds * 1e9)
     for unit in ("d", "h", "m", "s", "ms"):
-        number = round(seconds / SECONDS[unit], 6)
-        if number >= 1 and number == int(number):
-            return f"{int(number)}{unit}"
+        number, rest = divmod(nanoseconds, round(SECONDS[unit] * 1e9))
+        if number and not rest:
+            return f"{number}{unit}"
     return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from typing import Any
 
 import pytest
@@ -347,7 +348,7 @@ def test_depth_by_aliases_is_limited() -> None:
 def test_aliases_can_not_unfold_without_end(line: str) -> None:
     names = "abcdefghijklmnopqrstuvwxyz"
     text = "a: &a {v: 1, w: 2}\n"
-    for last, this in zip(names, names[1:], strict=False):
+    for last, this in itertools.pairwise(names):
         text += line.format(this=this, last=last, nine=", ".join([f"*{last}"] * 9)) + "\n"
     with pytest.raises(ConfigurationError, match="aliases repeat more than 100,000 values"):
         read(text)
