@@ -2,7 +2,8 @@
 
 The modules listed here are what a request passes through. They are ordinary Python and run as such where they are not
 compiled; compiled they take about a third of the time. ``L7LB_COMPILE=0`` leaves them as they are, ``1`` makes a
-failure to compile an error instead of a line of warning.
+failure to compile an error instead of a line of warning. An editable installation is never compiled: the compiled
+modules would hide later changes of the source.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ HOT = [
     "l7lb/core/facts.py",
     "l7lb/core/servers.py",
     "l7lb/core/tally.py",
+    "l7lb/persistence/stickiness.py",
     "l7lb/protocols/http/answers.py",
     "l7lb/protocols/http/body.py",
     "l7lb/protocols/http/facts.py",
@@ -38,7 +40,15 @@ HOT = [
     "l7lb/proxy/relay.py",
     "l7lb/proxy/timers.py",
     "l7lb/proxy/upstream.py",
+    "l7lb/routing/balance/common.py",
+    "l7lb/routing/balance/first.py",
+    "l7lb/routing/balance/hash.py",
+    "l7lb/routing/balance/latency.py",
+    "l7lb/routing/balance/least_connections.py",
+    "l7lb/routing/balance/random_of_two.py",
+    "l7lb/routing/balance/round_robin.py",
     "l7lb/routing/globs.py",
+    "l7lb/routing/index.py",
     "l7lb/routing/matchers.py",
     "l7lb/routing/router.py",
 ]
@@ -47,7 +57,7 @@ HOT = [
 def extensions() -> list[Any]:
     """The compiled modules; none where they are not wanted or can't be made."""
     wish = os.environ.get("L7LB_COMPILE", "")
-    if wish == "0" or not {"build", "build_ext", "bdist_wheel", "editable_wheel"} & set(sys.argv):
+    if wish == "0" or not {"build", "build_ext", "bdist_wheel"} & set(sys.argv):
         return []
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     missing = [] if which("cc") or which("gcc") else ["a C compiler"]
@@ -63,7 +73,7 @@ def extensions() -> list[Any]:
             sys.exit(text)
         print(text, file=sys.stderr)
         return []
-    modules: list[Any] = mypycify(HOT, opt_level="3")
+    modules: list[Any] = mypycify(HOT, opt_level="2")
     for module in modules:
         module.optional = wish != "1"
     return modules
