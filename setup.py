@@ -71,7 +71,7 @@ def extensions() -> list[Any]:
         text = f"l7lb: not compiled, since {' and '.join(missing)} is missing; it runs all the same, but slower"
         if wish == "1":
             sys.exit(text)
-        print(text, file=sys.stderr)
+        sys.stderr.write(text + "\n")
         return []
     modules: list[Any] = mypycify(HOT, opt_level="2")
     for module in modules:
