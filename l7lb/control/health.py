@@ -2,9 +2,12 @@
 
 Each task checks its server, feeds the result to :class:`RiseFall`, tells NodeState what it means and sleeps. The first
 check comes at once; the first pause is random, so that servers that were configured together are not asked together
-for ever, and later ones vary by a tenth. At most ``concurrency`` checks run at a time, and a check's time starts when
-its turn has come: a node with too much to check becomes slow to notice, but never takes a healthy server out because
-it was busy itself.
+for ever, and later ones vary by a tenth.
+
+A node with much to check may become slow to notice, but must not take a healthy server out because it was busy itself.
+So a check's time starts when its turn has come; at most ``concurrency`` run at a time, and few of them are younger than
+a moment, so that a thousand first checks are no storm; and a check that ended long after its time, since this process
+could not run, says nothing.
 
 A reload keeps the tasks, and with them the streaks, of servers whose address and checks stayed the same.
 """
@@ -14,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -28,7 +32,9 @@ from l7lb.core.contracts import Probe, ProtocolSpec
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address, Health
 
-CONCURRENCY = 200  # checks at a time
+CONCURRENCY = 400  # checks at a time
+YOUNG = 32  # of them, not older than HOLD
+HOLD = 0.05  # seconds
 BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, of the duration histogram
 
 log = structlog.get_logger("l7lb.health")
@@ -61,6 +67,27 @@ class Target:
     health: Health
 
 
+class Turns:
+    """Lets checks begin: so many at a time, and not many at once. ``async with turns.turn():``."""
+
+    def __init__(self, concurrency: int, young: int) -> None:
+        self._all = asyncio.Semaphore(concurrency)
+        self._young = asyncio.Semaphore(young)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn and hold it."""
+        async with self._all:
+            await self._young.acquire()
+            grown = asyncio.get_running_loop().call_later(HOLD, self._young.release)
+            try:
+                yield
+            finally:
+                if grown.when() > asyncio.get_running_loop().time() and not grown.cancelled():
+                    grown.cancel()
+                    self._young.release()
+
+
 class HealthMonitor:
     """See the module. ``choose`` finds the probe; by default those of :mod:`l7lb.control.probes`."""
 
@@ -77,7 +104,7 @@ class HealthMonitor:
         self._http = HttpProbe()
         self._choose = choose or probes.chooser(protocols, self._http)
         self._random = rng or random.Random()
-        self._turns = asyncio.Semaphore(concurrency)
+        self._turns = Turns(concurrency, YOUNG)
         self._tasks: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._running = False
@@ -138,7 +165,7 @@ class HealthMonitor:
     async def _check(self, target: Target, streak: RiseFall) -> None:
         health = target.health
         counts = self.counts[target.pool]
-        async with self._turns:
+        async with self._turns.turn():
             began = time.monotonic()
             try:
                 probe = self._choose(health)
@@ -154,6 +181,9 @@ class HealthMonitor:
             except ProbeFailed as problem:
                 good, reason = False, str(problem)
             except TimeoutError:
+                if time.monotonic() - began > health.timeout * 1.25 + 0.1:
+                    counts.unavailable += 1
+                    return
                 good, reason = False, probes.describe_timeout(health.timeout)
             except Exception as error:
                 log.exception(f"{target.pool}/{target.server}: its check is broken", check=health.kind)

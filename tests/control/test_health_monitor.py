@@ -11,7 +11,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from l7lb.control.health import HealthMonitor
+from l7lb.control.health import HealthMonitor, Turns
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator
 from l7lb.control.probes import ProbeUnavailable
@@ -239,3 +239,56 @@ async def test_a_real_server_goes_and_comes_back(make_pool: Make, make_snapshot:
     finally:
         await monitor.stop()
         await runner.cleanup()
+
+
+async def test_a_thousand_first_checks_are_no_storm() -> None:
+    turns = Turns(concurrency=20, young=3)
+    running = most = 0
+    leave = asyncio.Event()
+
+    async def check() -> None:
+        nonlocal running, most
+        async with turns.turn():
+            running += 1
+            most = max(most, running)
+            await leave.wait()
+            running -= 1
+
+    tasks = [asyncio.create_task(check()) for _ in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert running == 3  # the others wait until these have grown old
+    await until(lambda: running == 20)
+    leave.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks)
+    assert most == 20
+    async with turns.turn(), turns.turn(), turns.turn():
+        assert running == 0
+
+
+async def test_a_turn_that_is_given_up_is_given_back() -> None:
+    turns = Turns(concurrency=1, young=1)
+    async with turns.turn():
+        waiting = asyncio.create_task(turns.turn().__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    async with asyncio.timeout(5), turns.turn():
+        pass
+
+
+async def test_a_check_that_ended_late_because_we_could_not_run_says_nothing(
+    make_pool: Make, make_snapshot: Make
+) -> None:
+    node = NodeState(make_snapshot(make_pool("web", "web1", **fast(timeout=0.05, interval=3600.0))))
+
+    class Stopped(Script):
+        async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str:
+            time.sleep(0.3)  # as if the whole process had been stopped
+            await asyncio.sleep(3600)
+            return "never"
+
+    async with monitoring(node, Stopped()) as monitor:
+        await until(lambda: monitor.counts["web"].unavailable == 1)
+        assert node.verdict("web", "web1") is None
