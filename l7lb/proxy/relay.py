@@ -80,7 +80,9 @@ class Pump:
                 count = os.splice(self.source.fd, self._pipe[1], limit, flags=FLAGS)
                 self._held = count
             else:
-                data = self.source.sock.recv(COPY_BYTES, DONT_WAIT)
+                # No more than the count: what stands behind a body is the next request, which nobody has judged yet.
+                limit = COPY_BYTES if self.remaining < 0 else min(COPY_BYTES, self.remaining)
+                data = self.source.sock.recv(limit, DONT_WAIT)
                 count = len(data)
                 if count:
                     self._buffer = memoryview(data)

@@ -122,7 +122,7 @@ class ChunkedReader:
             if 0 <= carriage < len(data) - 1:
                 raise SyntaxFault(400, "a line must end in CR LF")
             return -1
-        if carriage != newline - 1:
+        if carriage < 0 or carriage != newline - 1:
             raise SyntaxFault(400, "a line must end in CR LF")
         return carriage
 
