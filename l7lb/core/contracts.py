@@ -126,15 +126,17 @@ class Session(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Peer:
     """Where a client's connection comes from and arrived; for a unix socket the addresses are ``unix:``."""
 
-    client: str
-    client_port: int
-    local: str
-    local_port: int
-    tls: bool = False
+    __slots__ = ("client", "client_port", "local", "local_port", "tls")
+
+    def __init__(self, client: str, client_port: int, local: str, local_port: int, tls: bool = False) -> None:
+        self.client = client
+        self.client_port = client_port
+        self.local = local
+        self.local_port = local_port
+        self.tls = tls
 
 
 # Makes the session of one client's connection. Made once for each listener and snapshot, called per connection.

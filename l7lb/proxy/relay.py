@@ -1,6 +1,6 @@
 """Bulk from one socket to another: by splice through a pipe, or copied where messages are small.
 
-The pipe is made when the first bulk flows and holds up to a quarter of a megabyte: the kernel moves pages, Python sees
+The pipe is made when the first bulk flows and holds up to half a megabyte: the kernel moves pages, Python sees
 counts. A pump stops reading while its destination does not take more, so a slow reader costs one pipe and no more.
 """
 
@@ -14,7 +14,7 @@ from time import monotonic
 from l7lb.core.actions import CLIENT, SERVER, Side
 from l7lb.proxy.endpoint import DONT_WAIT, SEND_FLAGS, Endpoint
 
-PIPE_BYTES = 256 * 1024
+PIPE_BYTES = 512 * 1024
 COPY_BYTES = 64 * 1024
 F_SETPIPE_SZ = 1031
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
