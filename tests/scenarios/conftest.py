@@ -1,0 +1,27 @@
+"""Scenarios need real programs; what is missing is named in the skip."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# The process helper of the supervisor's tests serves the scenarios too.
+sys.path.append(str(Path(__file__).parent.parent / "control"))
+
+from scenario_node import find
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker."""
+    config.addinivalue_line("markers", "needs(program, ...): skipped where one of these is not installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a program that is not installed."""
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            missing = [name for name in mark.args if find(name) is None]
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
