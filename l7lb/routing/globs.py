@@ -17,6 +17,7 @@ UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 # What a request target can't hold as it is (RFC 3986 section 2); everything else stays as the operator wrote it.
 ENCODED = re.compile(rb'[\x00-\x20"<>\\^`\x7f-\xff]')
+SPACE = re.compile(r"\s")
 MAX_LENGTH = 4096
 
 
@@ -123,15 +124,16 @@ def host_glob(text: str) -> Glob:
     if len(text) > MAX_LENGTH:
         raise ValueError(f"a host has at most {MAX_LENGTH} characters")
     plain = text.lower()
-    try:
-        return Glob(b"[" + ipaddress.IPv6Address(plain.strip("[]")).compressed.encode() + b"]")
-    except ValueError:
-        pass
+    if ":" in plain:
+        try:
+            return Glob(b"[" + ipaddress.IPv6Address(plain.strip("[]")).compressed.encode() + b"]")
+        except ValueError:
+            pass
     if "://" in plain or "/" in plain:
         raise ValueError(f'"{text}" is a URL or has a path; a host alone is wanted, the path goes into path:')
     if ":" in plain and not plain.startswith("["):
         raise ValueError(f'"{text}" has a port; hosts are compared without it')
-    if any(character.isspace() for character in plain):
+    if SPACE.search(plain):
         raise ValueError(f'"{text}" has a space, which no host has')
     if len(plain) > 1:
         plain = plain.removesuffix(".")

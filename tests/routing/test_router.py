@@ -299,3 +299,22 @@ def test_a_choice_that_gets_templates_expanded_is_new_each_time() -> None:
     for path, shared in ((b"/old", False), (b"/app/1", False), (b"/teapot", True), (b"/", True)):
         facts = PlainFacts(path=path)
         assert (router.route(facts) is router.route(facts)) is shared
+
+
+def test_more_candidates_than_are_remembered() -> None:
+    config = listener(*(Match(header=(("x", (str(one),)),)) for one in range(100)), Match(path=("/a*",)))
+    router = Router(config)
+    for _ in range(2):
+        assert router.route(PlainFacts(headers={b"x": [b"99"]})).route.number == 100  # type: ignore[union-attr]
+        assert router.route(PlainFacts(path=b"/ab")).route.number == 101  # type: ignore[union-attr]
+        assert router.route(PlainFacts(path=b"/b")) is None
+    assert not router._memory
+
+
+def test_memory_does_not_mix_requests_that_differ_elsewhere() -> None:
+    config = listener(Match(path=("/a*",), method=("POST",)), Match(path=("/a*",), header=(("x", ("1",)),)), None)
+    router = Router(config)
+    for _ in range(2):
+        assert router.route(PlainFacts(path=b"/ab")).route.number == 3  # type: ignore[union-attr]
+        assert router.route(PlainFacts(path=b"/ab", method=b"POST")).route.number == 1  # type: ignore[union-attr]
+        assert router.route(PlainFacts(path=b"/ab", headers={b"x": [b"1"]})).route.number == 2  # type: ignore[union-attr]

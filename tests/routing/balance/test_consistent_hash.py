@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from l7lb.core.contracts import Balancer
 from l7lb.core.snapshot import Balance, FactName
 from l7lb.routing.balance import make_balancer
-from l7lb.routing.balance.hash import MAX_POINTS, ring
+from l7lb.routing.balance.hash import MAX_POINTS, HashBalancer, ring
 
 KEYS = [key(f"/item/{number}") for number in range(600)]
 
@@ -202,3 +202,35 @@ def test_the_ring_is_bounded() -> None:
 def test_a_hash_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="name of a fact"):
         weighted([1], Balance("hash"))
+
+
+def test_why_a_keys_own_server_does_not_get_it() -> None:
+    servers = [server("a", max_connections=9), server("b", max_connections=9)]
+    pool = pool_of(servers, BOUNDED, slow_start=10.0)
+    balancer = HashBalancer(pool, BOUNDED, 0)
+    facts = key("/x")
+    owner = balancer.choose(facts, 0.0)
+    assert owner is not None
+    assert balancer.explain(facts, 0.0) == 'the hash of path "/x" belongs to it'
+
+    def passed_over(now: float = 0.0) -> str:
+        balancer.changed(now)
+        return balancer.explain(facts, now).partition(f"passed over: {owner.name} ")[2]
+
+    owner.active = 3
+    assert passed_over() == "(at its bound)"
+    owner.active = 9
+    assert passed_over() == "(at its connection limit)"
+    owner.active = 0
+    owner.ejected = True
+    assert passed_over() == "(ejected)"
+    owner.ejected = False
+    owner.config = server(owner.name, state="draining")
+    assert passed_over() == "(takes no new users)"
+    owner.config = server(owner.name)
+    owner.healthy = False
+    assert passed_over() == "(down)"
+    owner.healthy = True
+    owner.up_since = 1.0
+    balancer.changed(1.0)
+    assert any("(starting slowly)" in balancer.explain(facts, 1.0) for facts in KEYS[:50])

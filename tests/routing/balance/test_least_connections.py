@@ -87,3 +87,20 @@ def test_the_heap_stays_bounded() -> None:
     for _ in range(20_000):
         give_back(balancer, take(balancer))
     assert len(balancer._heap) <= 9 * (SMALL + 4)  # type: ignore[attr-defined]
+
+
+def test_full_closed_and_excluded_servers_in_a_heap() -> None:
+    size = SMALL + 4
+    pool = pool_of([server(f"s{number}", max_connections=1) for number in range(size)], LEAST)
+    balancer = make_balancer(pool, 0)
+    assert len({take(balancer).name for _ in range(size - 2)}) == size - 2
+    left = [state for state in pool.servers if not state.full]
+    assert balancer.choose(key(), 0.0, left[:1]) is left[1]
+    assert balancer.choose(key(), 0.0, left[1:]) is left[0]
+    left[0].healthy = False  # and nobody told
+    assert take(balancer) is left[1]
+    full = balancer.choose(key(), 0.0)
+    assert full is not None
+    assert full.full
+    give_back(balancer, left[1])
+    assert balancer.choose(key(), 0.0) is left[1]
