@@ -292,7 +292,7 @@ def test_explain_as_configured(tmp_path: Path) -> None:
     result = run("explain", "--config", str(file), "http", "GET", "http://example.org/old/x", "-H", "x-a: 1")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "listener web: source 127.0.0.1, host example.org, path /old/x, method GET"
-    assert "=> answered here: 308, redirected to" in result.stdout
+    assert "=> answered here: 308, go to /new/x" in result.stdout
     result = run("explain", "--config", str(file), "http", "GET", "http://example.org/x", "--source", "192.0.2.1")
     assert "=> to pool web, server web" in result.stdout
 

@@ -8,7 +8,6 @@ words, sessions in progress.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import msgspec
 
@@ -23,10 +22,10 @@ from l7lb.persistence import Tables, make_stickiness
 from l7lb.proxy.counts import ACTIVE
 from l7lb.routing import Router
 from l7lb.routing.balance import make_balancer
+from l7lb.routing.explain import explain_pool
+from l7lb.routing.templates import compile_template
 
 HEADERS = 100
-# Algorithms whose choice depends on the facts alone; the others' is one of several that are right.
-CERTAIN = {"hash", "first"}
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,6 +50,7 @@ class Explained(msgspec.Struct):
     server: str = ""
     address: str = ""
     why: str = ""
+    servers: list[str] = []  # the pool's, a line each
 
 
 def explain(snapshot: Snapshot, question: Question, node: NodeState | None = None) -> Explained:
@@ -74,11 +74,11 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     if choice is None:
         return explained
     if choice.pool is None:
-        explained.outcome = _answer_text(choice)
+        explained.outcome = _answer_text(choice, facts)
         return explained
     pool = next(pool for pool in snapshot.pools if pool.name == choice.pool)
     explained.pool = pool.name
-    server, explained.why = choose_server(pool, facts, snapshot, node)
+    server, explained.why, explained.servers = choose_server(pool, facts, snapshot, node)
     explained.outcome = f"to pool {pool.name}"
     if server is None:
         explained.outcome += ", which has no server for it: 503"
@@ -107,6 +107,9 @@ def facts_of(listener: Listener, question: Question) -> Facts:
         raise UnknownName(f"no protocol {question.protocol} to explain: known: http")
     if len(question.headers) > HEADERS:
         raise L7lbError(f"{len(question.headers)} headers are more than {HEADERS}")
+    texts = [question.method, question.url, *(text for header in question.headers for text in header)]
+    if any(mark in text for text in texts for mark in "\r\n"):
+        raise L7lbError("a method, URL or header can't hold the end of a line")
     from l7lb.protocols.http.facts import explain_facts
     from l7lb.protocols.http.syntax import SyntaxFault
 
@@ -118,29 +121,22 @@ def facts_of(listener: Listener, question: Question) -> Facts:
 
 def choose_server(
     pool: Pool, facts: Facts, snapshot: Snapshot, node: NodeState | None
-) -> tuple[ServerState | None, str]:
-    """The server that this request would get now, and why."""
+) -> tuple[ServerState | None, str, list[str]]:
+    """The server that this request would get now, why, and a line on each of the pool's servers."""
     state = pool_state(pool, node)
     now = time.monotonic()
-    balancer = make_balancer(state, 0)
-    balancer.changed(now)
+    explanation = explain_pool(state, facts, now)
+    chosen = make_balancer(state, 0).choose(facts, now)
     found = make_stickiness(pool, Tables(snapshot.tables))
     sticky = found.find(facts, now) if found is not None else None
-    note = ""
+    why = explanation.why
     if sticky is not None:
         name, kind = sticky
         server = state.by_name.get(name)
         if server is not None and server.alive:
-            return server, f"the {kind} keeps this user on {name}"
-        note = f"the {kind} names {name}, which is {'unknown' if server is None else 'not in use'}; "
-    chosen = balancer.choose(facts, now)
-    if chosen is None:
-        return None, note + _why_none(state.servers)
-    algorithm = pool.balance.algorithm
-    if algorithm == "hash":
-        return chosen, f"{note}the hash of {pool.balance.hash_on} leads to it"
-    certain = "" if algorithm in CERTAIN or len(state.servers) == 1 else "; the next request may go to another"
-    return chosen, f"{note}{algorithm} would take it now{certain}"
+            return server, f"the {kind} keeps this user on {name}", explanation.details
+        why = f"the {kind} names {name}, which is {'unknown' if server is None else 'not in use'}; {why}"
+    return chosen, why, explanation.details
 
 
 def pool_state(pool: Pool, node: NodeState | None) -> PoolState:
@@ -157,21 +153,10 @@ def pool_state(pool: Pool, node: NodeState | None) -> PoolState:
     return PoolState(pool, servers)
 
 
-def _why_none(servers: Sequence[ServerState]) -> str:
-    if not servers:
-        return "the pool has no server"
-    states = [
-        f"{server.name} is {'down' if not server.healthy else 'ejected' if server.ejected else server.config.state}"
-        if not server.healthy or server.ejected or server.config.state != "enabled"
-        else f"{server.name} has weight {server.config.weight}"
-        for server in servers[:8]
-    ]
-    return ", ".join(states)
-
-
-def _answer_text(choice: Choice) -> str:
+def _answer_text(choice: Choice, facts: Facts) -> str:
     action = choice.answer
     if isinstance(action, Redirect):
-        return f"answered here: {action.status}, redirected to {action.location}"
+        location = compile_template(action.location)(facts, choice.captures).decode("latin-1")
+        return f"answered here: {action.status}, go to {location}"
     assert isinstance(action, Respond)
     return f"answered here: {action.status}"

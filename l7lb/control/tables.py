@@ -167,10 +167,17 @@ def explained(found: Mapping[str, Any]) -> RenderableType:
         ],
         right=("rule",),
     )
-    outcome = Text(f"=> {found['outcome']}", "bold")
-    parts: list[RenderableType] = [Text(f"listener {found['listener']}: {facts}"), Text(), rules, Text(), outcome]
+    outcome = Text(_plain(f"=> {found['outcome']}"), "bold")
+    parts: list[RenderableType] = [
+        Text(_plain(f"listener {found['listener']}: {facts}")),
+        Text(),
+        rules,
+        Text(),
+        outcome,
+    ]
     if found.get("why"):
         parts.append(Text(f"   {found['why']}"))
+    parts.extend(Text(f"   - {_plain(line)}") for line in found.get("servers", ()))
     return Group(*parts)
 
 

@@ -196,7 +196,8 @@ async def test_explain_sees_the_servers_as_they_are(node: Node) -> None:
     await node.post("disable", server="web2")
     answer = await node.post("explain", protocol="http", url="http://example.org/")
     assert answer["server"] == ""
-    assert answer["why"] == "web1 is down, web2 is disabled"
+    assert answer["outcome"] == "to pool web, which has no server for it: 503"
+    assert [line.split(": ")[1].split(",")[0] for line in answer["servers"]] == ["down", "disabled"]
 
 
 # --- the socket ---------------------------------------------------------------------------------------------------

@@ -152,7 +152,8 @@ def test_explained() -> None:
             {"where": "l7lb.yaml:11", "number": 2, "matched": True, "why": "no conditions", "details": ["goes on"]},
         ],
         "outcome": "to pool web, server web1 at 127.0.0.1:9001",
-        "why": "round-robin would take it now",
+        "why": "web1: round-robin, servers take turns by weight",
+        "servers": ["web1 (127.0.0.1:9001): open, weight 1, 0 in progress"],
     }
     assert tables.rendered(tables.explained(found), 80, colour=False) == (
         "listener web: source 127.0.0.1, host example.org, path /x, method GET\n"
@@ -162,7 +163,8 @@ def test_explained() -> None:
         "   2  l7lb.yaml:11  yes      no conditions; goes on\n"
         "\n"
         "=> to pool web, server web1 at 127.0.0.1:9001\n"
-        "   round-robin would take it now\n"
+        "   web1: round-robin, servers take turns by weight\n"
+        "   - web1 (127.0.0.1:9001): open, weight 1, 0 in progress\n"
     )
 
 
