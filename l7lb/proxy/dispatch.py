@@ -298,14 +298,13 @@ class Dispatcher:
         ticket.upstream = upstream
         ticket.began = now
         if code == 0:
-            upstream.begin()
+            upstream.read_more(True)
             return self._connected(ticket, upstream, now)
         if code != EINPROGRESS:
             return self._connect_failed(ticket, refusal(code), now)
         ticket.phase = CONNECTING
         ticket.deadline = now + ticket.pool.config.timeouts.connect
         upstream.ticket = ticket
-        self.loop.remove_reader(upstream.fd)
         upstream.write_more(True)
         return None
 

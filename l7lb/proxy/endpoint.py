@@ -57,6 +57,7 @@ class Endpoint:
     __slots__ = (
         "armed",
         "broken",
+        "entered",
         "fd",
         "loop",
         "out",
@@ -77,6 +78,7 @@ class Endpoint:
         self.sock = sock
         self.fd = sock.fileno()
         self.out: bytearray | None = None
+        self.entered = False
         self.reading = False
         self.writing = False
         self.broken = False
@@ -85,28 +87,30 @@ class Endpoint:
         self.pump_in: Pump | None = None  # takes what is read here
         self.pump_out: Pump | None = None  # writes here
 
-    def begin(self) -> None:
-        """Enter the loop. Any handle that the loop may still keep for this descriptor's number goes first: after a
-        reset uvloop leaves a closed one in its table, and every later use of the number would fail.
-        """
-        self.loop.remove_reader(self.fd)
-        self.loop.add_reader(self.fd, self.on_readable)
-        self.reading = True
-
     def read_more(self, wanted: bool) -> None:
         """Read on, or stop reading, so that the kernel's buffer fills and the peer waits."""
         if wanted is not self.reading:
             self.reading = wanted
             if wanted:
+                self._enter()
                 self.loop.add_reader(self.fd, self.on_readable)
             else:
                 self.loop.remove_reader(self.fd)
+
+    def _enter(self) -> None:
+        """Before the loop first sees this descriptor, any handle that it still keeps for the number must go: after a
+        reset uvloop leaves a closed one in its table, and every later use of the number would fail.
+        """
+        if not self.entered:
+            self.entered = True
+            self.loop.remove_reader(self.fd)
 
     def write_more(self, wanted: bool) -> None:
         """Be told when there is room to write."""
         if wanted is not self.writing:
             self.writing = wanted
             if wanted:
+                self._enter()
                 self.loop.add_writer(self.fd, self.on_writable)
             else:
                 self.loop.remove_writer(self.fd)

@@ -220,11 +220,7 @@ class Acceptor:
         session = listener.factory(peer, now)
         connection = Connection(listener, self._dispatcher, sock, session, client, now)
         listener.opened(connection)
-        connection.begin()
-        connection.run(session.start(now), now)
-        if connection.phase == 0:
-            # Most clients have sent their request by now: reading at once saves a turn of the loop.
-            connection.on_readable()
+        connection.open(now)
 
     def _at_limit(self, listener: ListenerState) -> bool:
         limit = listener.config.connections

@@ -39,7 +39,7 @@ from l7lb.core.actions import (
     Tunnel,
 )
 from l7lb.core.contracts import Assignment, Choice, Peer
-from l7lb.core.errors import Failure
+from l7lb.core.errors import Failure, Owner
 from l7lb.core.snapshot import Redirect
 from l7lb.protocols.http.answers import STATUS, answer, refusal
 from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
@@ -135,9 +135,9 @@ class HttpMachine:
         exchange = self.exchange
         if exchange is None:
             return []
+        if self.state == WAITING:
+            return self._response_head(exchange, data, now)
         try:
-            if self.state == WAITING:
-                return self._response_head(exchange, data, now)
             return self._response_body(exchange, data, now)
         except SyntaxFault as fault:
             return self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
@@ -195,7 +195,7 @@ class HttpMachine:
         action = choice.answer
         assert action is not None
         request = exchange.request
-        close = self._must_close(exchange)
+        close = self._must_close(exchange) or not exchange.body_done
         headers = choice.route.set_response_headers
         if isinstance(action, Redirect):
             location = choice.location
@@ -274,6 +274,9 @@ class HttpMachine:
                 self.deadline = limit
                 return []
             return self._abandon(exchange, Failure.CLIENT_TIMEOUT, now)
+        if blocked is None and not exchange.body_done:
+            # The server may be waiting for the rest of the request: a client must not bring servers into disrepute.
+            return self._abandon(exchange, Failure.CLIENT_TIMEOUT, now)
         return self._server_fault(exchange, Failure.SERVER_STALLED, now)
 
     def draining(self, now: float) -> list[Action]:
@@ -311,6 +314,8 @@ class HttpMachine:
                 if data and data != b"\r" and not TOKEN.match(data):
                     raise SyntaxFault(400, "this is no HTTP request")
                 self.buffer = data
+                if not data:
+                    self.state = IDLE  # nothing but an empty line behind the request before
                 return []
             request = read_request(data[:end], settings.headers)
             if request.length > settings.body_bytes:
@@ -320,6 +325,7 @@ class HttpMachine:
             if end >= 0 and LINE_END.search(data, 0, end):
                 # Had it come in pieces, the broken line would have been seen first.
                 status, reason = 400, "a line must end in CR LF"
+            self.buffer = data
             failure = Failure.CLIENT_LIMIT if status in (413, 414, 431) else Failure.CLIENT_PROTOCOL
             return self._broken(failure, status, reason, now)
         self.buffer = data[end + 4 :]
@@ -340,8 +346,8 @@ class HttpMachine:
             exchange.body = (
                 ChunkedReader(shared.settings.headers) if request.length == CHUNKED else LengthReader(request.length)
             )
-        if self.buffer:
-            self.wants_client = False
+        if self.buffer or (request.close and not request.length):
+            self.wants_client = False  # nothing more that this client could send would be looked at before the answer
         self.state = ROUTING
         self.deadline = 0.0
         return [NeedServer(facts)]
@@ -415,31 +421,35 @@ class HttpMachine:
         actions: list[Action] = []
         if exchange.inbox:
             data = exchange.inbox + data
-        while True:
-            end = find_end(data, settings.header_bytes, exchange.searched)
-            if end < 0:
-                exchange.inbox = data
-                exchange.searched = len(data)
-                return actions
-            response = read_response(data[:end], settings.headers, exchange.request.method)
-            data = data[end + 4 :]
-            exchange.searched = 0
-            if response.status >= 200:
-                break
-            exchange.interim += 1
-            if exchange.interim > MAX_INTERIM:
-                raise SyntaxFault(502, "too many interim answers")
-            if response.status == 101:
-                return actions + self._switch(exchange, response, data, now)
-            if exchange.request.version == 11:
-                head = interim_head(response)
-                exchange.sent += len(head)
-                actions.append(ToClient(head))
-        return actions + self._answer(exchange, response, data, now)
+        try:
+            while True:
+                end = find_end(data, settings.header_bytes, exchange.searched)
+                if end < 0:
+                    exchange.inbox = data
+                    exchange.searched = len(data)
+                    return actions
+                response = read_response(data[:end], settings.headers, exchange.request.method)
+                data = data[end + 4 :]
+                exchange.searched = 0
+                if response.status >= 200:
+                    return actions + self._answer(exchange, response, data, now)
+                exchange.interim += 1
+                if exchange.interim > MAX_INTERIM:
+                    raise SyntaxFault(502, "too many interim answers")
+                if response.status == 101:
+                    return actions + self._switch(exchange, response, data, now)
+                if exchange.request.version == 11:
+                    head = interim_head(response)
+                    exchange.sent += len(head)
+                    actions.append(ToClient(head))
+        except SyntaxFault as fault:
+            return actions + self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
 
     def _switch(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
         if not exchange.request.upgrade or not exchange.body_done:
             raise SyntaxFault(502, "the server switched protocols unasked")
+        if not response.upgrade:
+            raise SyntaxFault(502, "the server does not say which protocol it switched to")
         exchange.response = response
         exchange.response_at = now
         exchange.status = 101
@@ -465,7 +475,7 @@ class HttpMachine:
         exchange.response_at = now
         exchange.status = response.status
         length = response.length
-        if (length == CHUNKED and exchange.request.version == 10) or length == UNTIL_CLOSE:
+        if (length == CHUNKED and exchange.request.version == 10) or length == UNTIL_CLOSE or not exchange.body_done:
             exchange.request.close = True
         if length == CHUNKED:
             exchange.reader = ChunkedReader(self.shared.settings.headers)
@@ -570,7 +580,7 @@ class HttpMachine:
     ) -> list[Action]:
         """Answer with an error of our own."""
         status = status or STATUS[failure]
-        close = self._must_close(exchange) or not exchange.body_done or failure.owner.value == "client"
+        close = self._must_close(exchange) or not exchange.body_done or failure.owner is Owner.CLIENT
         head_only = exchange.request.method == b"HEAD"
         data = refusal(failure, status=status, reason=reason, close=close, head_only=head_only)
         return self._answer_here(exchange, data, status, failure, close, now)
@@ -578,7 +588,7 @@ class HttpMachine:
     def _answer_here(
         self, exchange: Exchange, data: bytes, status: int, failure: Failure | None, close: bool, now: float
     ) -> list[Action]:
-        ended = "ok" if failure is None else f"{failure.label}@{PHASES[self.state]}"
+        ended = "ok" if failure is None else f"{failure.label}@{self._phase(exchange, failure)}"
         exchange.status = status
         exchange.sent += len(data)
         actions: list[Action] = [ToClient(data), self._finished(exchange, failure, ended, now)]
@@ -595,8 +605,8 @@ class HttpMachine:
 
     def _abandon(self, exchange: Exchange, failure: Failure, now: float) -> list[Action]:
         """End an exchange that can't be brought to a clean end; nobody may take what was sent for a whole answer."""
-        blame = failure if failure.owner.value == "server" else None
-        ended = f"{failure.label}@{PHASES[self.state]}"
+        blame = failure if failure.owner is Owner.SERVER else None
+        ended = f"{failure.label}@{self._phase(exchange, failure)}"
         if not exchange.status:
             exchange.status = STATUS[failure]
         self.exchange = None
@@ -617,6 +627,14 @@ class HttpMachine:
         ended = f"{failure.label}@request-header"
         unread = Unread(self.shared.name, self.peer.client, status)
         return Finished(unread, status, failure, ended, len(self.buffer), sent, now - self.began)
+
+    def _phase(self, exchange: Exchange, failure: Failure) -> str:
+        """Where an exchange ended, in the record's words."""
+        if self.state == ROUTING and failure in (Failure.CONNECT_REFUSED, Failure.CONNECT_TIMEOUT):
+            return "connect"
+        if self.state == WAITING and failure.owner is Owner.CLIENT and not exchange.body_done:
+            return "request-body"
+        return PHASES[self.state]
 
     def _quit(self) -> list[Action]:
         self.state = CLOSED
