@@ -21,7 +21,7 @@ from l7lb.config.routes import ACTIONS, Route
 from l7lb.config.section import Reading
 from l7lb.config.wording import choice, quoted
 
-ROWS = 16_384  # listeners, pools and servers together: the rows of the shared counts
+ROWS = 16_383  # listeners, pools and servers together: the rows of the shared counts
 
 
 def check_all(reading: Reading) -> None:

@@ -59,7 +59,9 @@ class HttpCheck(Section):
 
     path: RequestPath = Field(default="/", description="The path that is asked for.")
     expect: Expect = Field(
-        default=[(200, 399)], description="The status of a good answer: 200, 200-299, or a list of these."
+        default=[(200, 399)],
+        description="The status of a good answer: 200, 200-299, or a list of these.",
+        json_schema_extra={"default": "200-399"},
     )
     method: Method = Field(default="GET", description="The request's method.")
     host: Authority | None = Field(default=None, description="The Host header; default: the server's address.")
@@ -142,7 +144,9 @@ class Outliers(Section):
     """Passive checks: a server that fails users is out for a while."""
 
     consecutive_errors: int = Field(default=5, ge=1, le=10_000, description="Errors in a row that take a server out.")
-    eject_for: Duration = Field(default=10.0, description="How long it is out; longer each time it happens again.")
+    eject_for: Duration = Field(
+        default=10.0, description="How long it is out; each time it happens again so much longer, up to ten times."
+    )
     max_ejected: Share = Field(default=0.5, description="How much of the pool may be out at the same time.")
 
     def compiled(self) -> snapshot.Outliers:

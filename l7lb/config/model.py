@@ -98,7 +98,7 @@ class Shutdown(Section):
     """How the node ends."""
 
     drain: DurationOrZero = Field(
-        default=30.0, description="Time that established connections get; idle ones end at once."
+        default=30.0, description="How long established connections get to finish; idle ones end at once."
     )
     without_supervisor: Duration = Field(
         default=3600.0, description="Workers without a supervisor drain and end after so long."
@@ -119,7 +119,10 @@ class Tables(Section):
     """The sticky tables."""
 
     size: int = Field(
-        default=1_000_000, ge=1000, le=100_000_000, description="Entries of one table; the oldest make room."
+        default=1_000_000,
+        ge=1000,
+        le=10_000_000,
+        description="Entries of one table in each worker; the oldest make room.",
     )
 
 
@@ -164,14 +167,14 @@ class Configuration(Section):
         description="The directory for what outlives a restart: sticky tables, weights and drains set at run time.",
     )
     user: Text | None = Field(
-        default=None, description="The user that all but one small process run as, where started as root."
+        default=None, description="The user that all but one small process run as, where l7lb is started as root."
     )
     group: Text | None = Field(default=None, description="Their group; default: the user's own.")
     shutdown: Shutdown = Field(default=Shutdown(), description="How the node ends.")
     admin: Admin = Field(default=Admin(), description="How the running node is asked and told.")
     log: Log = Field(default=Log(), description="What the node says of itself.")
     access_log: AccessLog | None = Field(default=None, description="One line for each request; without it, none.")
-    tables: Tables = Field(default=Tables(), description="The sticky tables.")
+    tables: Tables = Field(default=Tables(), description="The tables of persistence keys that need one.")
     listeners: Annotated[list[Annotated[Listener, _ByProtocol]], Field(min_length=1)] = Field(
         description="Where clients come in."
     )

@@ -163,7 +163,10 @@ def check_order(keys: list[Key], place: Path, reading: Reading) -> None:
         reading.problem(place, "l7lb sets one cookie for a pool: keep one cookie key")
     for key in keys[:-1]:
         if isinstance(key, SourceKey):
-            reading.warning(place, "every client has a source address, so that keys after source are never tried")
+            reading.warning(
+                place,
+                "all but clients of a unix socket have a source address, so that keys after source are hardly tried",
+            )
             return
 
 

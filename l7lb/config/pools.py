@@ -165,7 +165,8 @@ class Pool(Section):
     servers: Annotated[list[Server], Field(min_length=1)] = Field(description="The servers.")
     balance: Balance = Field(
         default=Balance(word="round-robin"),
-        description="round-robin, least-connections, random-of-two, latency, first, or {hash: ...}.",
+        description="How a server is chosen: the algorithm's name, or {hash: ...}.",
+        json_schema_extra={"default": "round-robin"},
     )
     persistence: PersistenceKeys | None = Field(
         default=None, description="What keeps a user on one server: one key, or a list that is tried in its order."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from l7lb.config.fields import (
     DISTINCT,
@@ -67,7 +67,8 @@ def _local_path(value: str) -> str:
     return value
 
 
-Status = Annotated[int, AfterValidator(_status)]
+Status = Annotated[int, AfterValidator(_status), WithJsonSchema({"type": "integer", "minimum": 200, "maximum": 599})]
+Redirection = Annotated[int, AfterValidator(_redirection), WithJsonSchema({"enum": list(REDIRECTIONS)})]
 Template = Annotated[str, AfterValidator(_template)]
 
 
@@ -147,7 +148,7 @@ class Redirect(Section):
     location: Template = Field(
         description='Where to, a template: {host}, {path}, {query}, {scheme}; {path.1} is what the first "*" matched.'
     )
-    status: Annotated[int, AfterValidator(_redirection)] = Field(default=302, description="301, 302, 303, 307 or 308.")
+    status: Redirection = Field(default=302, description="The status, which says for how long and with which method.")
 
 
 class Rewrite(Section):

@@ -53,7 +53,7 @@ NODE = [
     ('access_log: {path: "-", format: ▸Json}', "has no field: write json, or fields in braces"),
     ("tables: {size: ▸10}", "the number 10 is too small: at least 1000"),
     ("tables: {size: ▸1e9}", "must be a whole number, not the number 1000000000.0"),
-    ("tables: {size: ▸1000000000}", "is too large: at most 100000000"),
+    ("tables: {size: ▸1000000000}", "is too large: at most 10000000"),
     ("pools: ▸[a]", "must be a mapping of keys and values, not a list"),
     ("pools: {▸a b: {servers: [{name: a, address: 'a:1'}]}}", '"a b" is not a name'),
     ("pools: {a: ▸{}}", '"servers" is missing: the servers'),
@@ -494,7 +494,7 @@ WARNINGS = [
         "a:1 is also the address of a in line 3",
     ),
     (pool("queue: 0").replace("192.0.2.1:80'}]", ""), ""),
-    (pool("persistence: ▸[source, {cookie: {name: a}}]"), "keys after source are never tried"),
+    (pool("persistence: ▸[source, {cookie: {name: a}}]"), "keys after source are hardly tried"),
     (pool("health: {tcp: {}, port: 8}", "{name: a, address: ▸'unix:a'}"), "a unix socket has no port"),
     (
         pool("queue: 1", "{name: a, address: 'a:1', backup: true}").replace("servers: [", "servers: ▸["),

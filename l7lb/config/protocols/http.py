@@ -77,7 +77,10 @@ class Limits(Section):
         default=64 * 1024, description="Read ahead from a client that sends requests before it has the answers."
     )
     connections: int = Field(
-        default=20_000, ge=1, le=1_000_000, description="Clients at the same time; more wait or are refused."
+        default=20_000,
+        ge=1,
+        le=1_000_000,
+        description="Clients at the same time, of the whole node; more wait in the backlog.",
     )
     backlog: int = Field(
         default=4096, ge=1, le=65535, description="Connections that the kernel holds until they are accepted."
@@ -96,7 +99,7 @@ class HttpListener(Listener):
     kind: ClassVar[str] = "http"
 
     protocol: Literal["http"] = Field(description="What clients speak there.")
-    forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on the client's address counts.")
+    forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on where a request comes from counts.")
     timeouts: Timeouts = Field(default=Timeouts(), description="How long a client may take.")
     limits: Limits = Field(default=Limits(), description="How much a client may send.")
     upgrades: Upgrades = Field(
