@@ -289,7 +289,9 @@ def _settle_response(response: Response, method: bytes, length: int, coding: byt
     status = response.status
     if status < 200 or status in (204, 304) or method == b"HEAD":
         response.length = 0
-        if (method == b"HEAD" or status == 304) and length >= 0:
+        if status < 200 and (coding or length > 0):
+            raise SyntaxFault(502, "an interim answer has no body")
+        if (method == b"HEAD" or status == 304) and status >= 200 and length >= 0:
             # Here the length speaks of what a GET would have got: it is sent on, and nothing follows.
             response.lines.append(b"Content-Length: %d" % length)
             response.names.append(b"content-length")
@@ -298,10 +300,12 @@ def _settle_response(response: Response, method: bytes, length: int, coding: byt
     elif length >= 0:
         response.length = length
     response.close = response.version == 10 or response.length == UNTIL_CLOSE
+    if status == 204 and (coding or length > 0):
+        response.close = True  # no body is allowed here, but one may follow
     if listed is not None:
         if b"close" in listed:
             response.close = True
-        elif response.version == 10 and b"keep-alive" in listed and response.length != UNTIL_CLOSE:
+        elif response.version == 10 and b"keep-alive" in listed and response.length != UNTIL_CLOSE and status != 204:
             response.close = False
         drop = [name for name in listed if name in response.names]
         if drop:
