@@ -165,7 +165,10 @@ def serve(config: Path | None) -> None:
 @cli.command()
 @config_option
 def check(config: Path | None) -> None:
-    """Check a configuration: exit 0, or 1 with every error as FILE:LINE:COLUMN: path: what is wrong."""
+    """Check a configuration.
+
+    Exits with 0, or with 1 and every error as FILE:LINE:COLUMN: path: what is wrong, what would be right.
+    """
     path = configuration(config)
     found = loaded(path)
     for warning in found.warnings:
@@ -203,7 +206,9 @@ def explain(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Say rule by rule where a request goes, and why: explain http GET http://example.org/x -H 'cookie: beta=yes'.
+    """Say where a request goes, and why, rule by rule.
+
+    For example: l7lb explain http GET http://example.org/x -H 'cookie: beta=yes'
 
     With --admin as the running node sees its servers now, else as they are configured.
     """
@@ -241,7 +246,10 @@ def _header(text: str) -> tuple[str, str]:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion for a shell; bash: source <(l7lb completion bash)."""
+    """Print the completion for a shell.
+
+    bash: source <(l7lb completion bash); zsh: the same; fish: l7lb completion fish | source
+    """
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
@@ -302,11 +310,11 @@ def verb(name: str, text: str) -> None:
         click.echo(client(admin, config).post(name, server=server)["done"])
 
 
-verb("drain", "Send no new users to a server; those it has stay until they end.")
+verb("drain", "Send a server no new users.\n\nThe users it has, sticky ones too, stay until they end.")
 verb("undrain", "Take a drain back.")
-verb("disable", "Send nobody to a server, not even its sticky users.")
+verb("disable", "Send a server nobody, not even sticky users.")
 verb("enable", "Take a drain or a disable back.")
-verb("remove-server", "Take a server out of its pool; its sessions go on until they end.")
+verb("remove-server", "Take a server out of its pool.\n\nIts sessions go on until they end.")
 
 
 @cli.command()
@@ -314,7 +322,10 @@ verb("remove-server", "Take a server out of its pool; its sessions go on until t
 @click.argument("weight", metavar="N|configured")
 @admin_options
 def weight(server: str, weight: str, admin: Path | None, config: Path | None) -> None:
-    """Set a server's weight, 0 to 65535; `configured` goes back to the file's."""
+    """Set a server's weight.
+
+    From 0, which sends it no new users, to 65535; the word configured goes back to what the file says.
+    """
     if weight != "configured" and not (weight.isascii() and weight.isdigit()):
         raise click.UsageError(f"{weight!r} is no weight: a number from 0 to 65535, or the word configured")
     value = None if weight == "configured" else int(weight[:9])
@@ -339,7 +350,10 @@ def add_server(
     admin: Path | None,
     config: Path | None,
 ) -> None:
-    """Add a server to a pool: HOST:PORT or unix:PATH. Without an address: bring a removed one back."""
+    """Add a server to a pool.
+
+    ADDRESS is HOST:PORT or unix:PATH. Without one a server that was removed is brought back.
+    """
     node = client(admin, config)
     answer = node.post(
         "add-server",
@@ -356,7 +370,10 @@ def add_server(
 @cli.command()
 @admin_options
 def reload(admin: Path | None, config: Path | None) -> None:
-    """Put the changed configuration into force; a wrong one is refused and the old one stays."""
+    """Put the changed configuration into force.
+
+    A wrong one is refused with every error, and the old one stays. Established connections are not touched.
+    """
     answer = client(admin, config).post("reload")
     for note in answer.get("notes", ()):
         click.echo(note, err=True)

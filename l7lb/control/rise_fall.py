@@ -16,29 +16,30 @@ from __future__ import annotations
 class RiseFall:
     """The streak of one server's checks; ``healthy`` is what was known before them, if anything was."""
 
-    __slots__ = ("fall", "first", "healthy", "rise", "streak")
+    __slots__ = ("agreeing", "fall", "healthy", "rise", "streak")
 
     def __init__(self, rise: int, fall: int, healthy: bool | None = None) -> None:
         self.rise = rise
         self.fall = fall
         self.healthy = healthy
-        self.first = False  # whether the verdict stands on the first check alone
+        self.agreeing = max(rise, fall) if healthy is not None else 0  # checks that bear the verdict out
         self.streak = 0  # checks in a row that contradict the verdict
 
     def feed(self, good: bool) -> bool:
         """One check has ended; returns whether the verdict has changed."""
         if self.healthy is None:
             self.healthy = good
-            self.first = True
+            self.agreeing = 1
             return True
         if good == self.healthy:
             self.streak = 0
+            self.agreeing += 1
             return False
         self.streak += 1
         if self.streak < (self.fall if self.healthy else self.rise):
             return False
         self.healthy = good
-        self.first = False
+        self.agreeing = self.streak
         self.streak = 0
         return True
 
@@ -48,4 +49,6 @@ class RiseFall:
             return f"{reason} ({self.streak} of {self.fall} checks)" if self.streak else reason
         if self.streak:
             return f"{reason} ({self.streak} of {self.rise} good checks)"
-        return f"{reason} (first check)" if self.first else f"{reason} ({self.fall} of {self.fall} checks)"
+        if self.agreeing == 1 < self.fall:
+            return f"{reason} (first check)"
+        return f"{reason} ({min(self.agreeing, self.fall)} of {self.fall} checks)"

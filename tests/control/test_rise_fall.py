@@ -44,6 +44,8 @@ def test_the_words_say_how_far_a_check_counts() -> None:
     machine = RiseFall(2, 3)
     machine.feed(False)
     assert machine.words("connect refused") == "connect refused (first check)"
+    machine.feed(False)
+    assert machine.words("connect refused") == "connect refused (2 of 3 checks)"
     machine.feed(True)
     assert machine.words("status 200") == "status 200 (1 of 2 good checks)"
     machine.feed(True)
