@@ -19,100 +19,34 @@ CLOSED     nothing                                         what still comes is d
 What a client sends before its answer is complete waits in ``buffer`` (pipelining): requests are handled one after
 the other, in order. Every byte of a body is looked at unless its length is known and large: then the proxy is asked
 to splice it.
+
+The machine is one class in three steps: :mod:`.ending` holds the state and the ways in which an exchange ends,
+:mod:`.answering` reads the server, and this module reads the client and takes what the proxy tells.
 """
 
 from __future__ import annotations
 
-from l7lb.core.actions import (
-    CLIENT,
-    SERVER,
-    Action,
-    Close,
-    Finished,
-    Learn,
-    NeedServer,
-    Release,
-    Side,
-    Splice,
-    ToClient,
-    ToServer,
-    Tunnel,
-)
-from l7lb.core.contracts import Assignment, Choice, Peer
-from l7lb.core.errors import Failure, Owner
+from l7lb.core.actions import CLIENT, SERVER, Action, NeedServer, Release, Side, Splice, ToServer
+from l7lb.core.contracts import Assignment, Choice
+from l7lb.core.errors import Failure
 from l7lb.core.snapshot import Redirect
-from l7lb.protocols.http.answers import STATUS, answer, refusal
-from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
-from l7lb.protocols.http.facts import HttpFacts, Networks, client_source, trusted
-from l7lb.protocols.http.forward import Origin, allowed_upgrade, interim_head, request_head, response_head
-from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Request, Response, read_request, read_response
-from l7lb.protocols.http.session import Exchange, Unread
-from l7lb.protocols.http.settings import HttpSettings
+from l7lb.protocols.http.answering import SPLICE_BYTES, HttpAnswering
+from l7lb.protocols.http.answers import answer
+from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
+from l7lb.protocols.http.ending import ANSWERING, CLOSED, HEAD, IDLE, PHASES, ROUTING, TUNNEL, WAITING, Shared
+from l7lb.protocols.http.facts import HttpFacts, client_source
+from l7lb.protocols.http.forward import Origin, allowed_upgrade, request_head
+from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Request, read_request
+from l7lb.protocols.http.session import Exchange
 from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
 
-IDLE, HEAD, ROUTING, WAITING, ANSWERING, TUNNEL, CLOSED = range(7)
-PHASES = ("idle", "request-header", "queue", "response-header", "response-body", "tunnel", "closed")
-
-SPLICE_BYTES = 64 * 1024  # a body with more than this still to come is spliced
-MAX_INTERIM = 32
-MAX_TRUST = 4096
+__all__ = ["HttpMachine", "Shared"]
 
 
-class Shared:
-    """What all connections of one listener have in common, for one snapshot."""
-
-    def __init__(self, name: str, settings: HttpSettings) -> None:
-        self.name = name
-        self.settings = settings
-        self.timeouts = settings.timeouts
-        self.networks: Networks = settings.networks()
-        self._trusted: dict[str, bool] = {}
-
-    def trusts(self, address: str) -> bool:
-        """Whether a peer may say who the client is."""
-        if not self.networks:
-            return False
-        known = self._trusted.get(address)
-        if known is None:
-            if len(self._trusted) >= MAX_TRUST:
-                self._trusted.clear()
-            known = self._trusted[address] = trusted(address, self.networks)
-        return known
-
-
-class HttpMachine:
+class HttpMachine(HttpAnswering):
     """A client connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
 
-    __slots__ = (
-        "began",
-        "blanks",
-        "buffer",
-        "closing",
-        "deadline",
-        "exchange",
-        "origin",
-        "peer",
-        "shared",
-        "state",
-        "trust",
-        "wants_client",
-        "wants_server",
-    )
-
-    def __init__(self, shared: Shared, peer: Peer, now: float) -> None:
-        self.shared = shared
-        self.peer = peer
-        self.trust = shared.trusts(peer.client)
-        self.origin: Origin | None = None
-        self.exchange: Exchange | None = None
-        self.buffer = b""
-        self.blanks = 0
-        self.began = now
-        self.state = IDLE
-        self.closing = False
-        self.wants_client = True
-        self.wants_server = True
-        self.deadline = now + shared.timeouts.request_header
+    __slots__ = ()
 
     # --- what the proxy tells ---------------------------------------------------------------------------------
 
@@ -413,238 +347,3 @@ class HttpMachine:
             return self._server_fault(exchange, Failure.SERVER_TIMEOUT, now, "the server does not read the request")
         reason = "the request's body took too long"
         return [Release(False), *self._refuse(exchange, Failure.CLIENT_TIMEOUT, now, 408, reason)]
-
-    # --- the answer -------------------------------------------------------------------------------------------
-
-    def _response_head(self, exchange: Exchange, data: bytes, now: float) -> list[Action]:
-        settings = self.shared.settings
-        actions: list[Action] = []
-        if exchange.inbox:
-            data = exchange.inbox + data
-        try:
-            while True:
-                end = find_end(data, settings.header_bytes, exchange.searched)
-                if end < 0:
-                    exchange.inbox = data
-                    exchange.searched = len(data)
-                    return actions
-                response = read_response(data[:end], settings.headers, exchange.request.method)
-                data = data[end + 4 :]
-                exchange.searched = 0
-                if response.status >= 200:
-                    return actions + self._answer(exchange, response, data, now)
-                exchange.interim += 1
-                if exchange.interim > MAX_INTERIM:
-                    raise SyntaxFault(502, "too many interim answers")
-                if response.status == 101:
-                    return actions + self._switch(exchange, response, data, now)
-                if exchange.request.version == 11:
-                    head = interim_head(response)
-                    exchange.sent += len(head)
-                    actions.append(ToClient(head))
-        except SyntaxFault as fault:
-            return actions + self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
-
-    def _switch(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
-        if not exchange.request.upgrade or not exchange.body_done:
-            raise SyntaxFault(502, "the server switched protocols unasked")
-        if not response.upgrade:
-            raise SyntaxFault(502, "the server does not say which protocol it switched to")
-        exchange.response = response
-        exchange.response_at = now
-        exchange.status = 101
-        head = interim_head(response)
-        exchange.sent += len(head) + len(data)
-        self.state = TUNNEL
-        self.wants_client = self.wants_server = True
-        self.deadline = now + self.shared.timeouts.tunnel
-        actions: list[Action] = [ToClient(head + data)]
-        if self.buffer:
-            exchange.received += len(self.buffer)
-            actions.append(ToServer(self.buffer))
-            self.buffer = b""
-        actions.append(Tunnel(self.shared.timeouts.tunnel))
-        return actions
-
-    def _answer(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
-        assignment = exchange.assignment
-        assert assignment is not None
-        if response.status >= 500 and exchange.may_retry(Failure.SERVER_ERROR, response.status):
-            return self._again(exchange, Failure.SERVER_ERROR)
-        exchange.response = response
-        exchange.response_at = now
-        exchange.status = response.status
-        length = response.length
-        if (length == CHUNKED and exchange.request.version == 10) or length == UNTIL_CLOSE or not exchange.body_done:
-            exchange.request.close = True
-        if length == CHUNKED:
-            exchange.reader = ChunkedReader(self.shared.settings.headers)
-        elif length == UNTIL_CLOSE:
-            exchange.reader = CloseReader()
-        head = response_head(exchange.request, response, assignment, self._must_close(exchange))
-        self.state = ANSWERING
-        exchange.sent += len(head)
-        if assignment.learns and response.set_cookies is not None:
-            return [Learn(response.set_cookies), *self._first_bytes(exchange, response, head, data, now)]
-        return self._first_bytes(exchange, response, head, data, now)
-
-    def _first_bytes(
-        self, exchange: Exchange, response: Response, head: bytes, data: bytes, now: float
-    ) -> list[Action]:
-        """Send an answer's head and what of its body came with it."""
-        length = response.length
-        if length >= 0 and len(data) >= length:
-            # Most answers are complete with their head: one send.
-            exchange.sent += length
-            body = data if len(data) == length else data[:length]
-            if len(data) > length:
-                response.close = True  # bytes behind the answer: this connection can't be trusted again
-            return self._complete(exchange, now, [ToClient(head + body)])
-        if length >= 0:
-            exchange.reader = LengthReader(length)
-        return self._response_body(exchange, data, now, head)
-
-    def _response_body(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
-        reader = exchange.reader
-        response = exchange.response
-        assignment = exchange.assignment
-        if reader is None or response is None or assignment is None:
-            return []
-        body = reader.feed(data) if data else b""
-        if isinstance(reader, ChunkedReader) and exchange.request.version == 11:
-            body = chunk(body)
-            if reader.done:
-                body += last_chunk(reader.trailers)
-        exchange.sent += len(body)
-        actions: list[Action] = [ToClient(head + body)] if head or body else []
-        if reader.done:
-            if reader.rest:
-                response.close = True
-            return self._complete(exchange, now, actions)
-        self.deadline = now + assignment.pool.config.timeouts.response_body
-        if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
-            actions.append(Splice(SERVER, reader.remaining))
-        elif isinstance(reader, CloseReader):
-            actions.append(Splice(SERVER, -1))
-        return actions
-
-    def _complete(self, exchange: Exchange, now: float, actions: list[Action]) -> list[Action]:
-        """The answer is whole: give the server back, and go on with the next request or close."""
-        response = exchange.response
-        assert response is not None
-        failure = Failure.SERVER_ERROR if response.status >= 500 and response.status != 501 else None
-        actions.append(self._finished(exchange, None, "ok", now))
-        actions.append(Release(exchange.body_done and not response.close, failure, exchange.latency()))
-        return self._next(exchange, actions, now)
-
-    def _next(self, exchange: Exchange, actions: list[Action], now: float) -> list[Action]:
-        self.exchange = None
-        if self._must_close(exchange) or not exchange.body_done:
-            self.state = CLOSED
-            self.deadline = 0.0
-            actions.append(Close(linger=not exchange.body_done))
-            return actions
-        self.state = IDLE
-        self.deadline = now + self.shared.timeouts.keep_alive
-        self.wants_client = True
-        if self.buffer:
-            data, self.buffer = self.buffer, b""
-            actions += self._head(data, now)
-        return actions
-
-    # --- failures ---------------------------------------------------------------------------------------------
-
-    def _again(self, exchange: Exchange, failure: Failure) -> list[Action]:
-        assignment = exchange.assignment
-        assert assignment is not None
-        stale = failure is Failure.SERVER_CLOSED and assignment.reused
-        if not stale:
-            exchange.retries += 1
-        exchange.sent_at = 0.0
-        self.state = ROUTING
-        self.deadline = 0.0
-        if not exchange.body_done:
-            self.wants_client = False
-        return [NeedServer(exchange.facts, again=failure, fresh=stale)]
-
-    def _server_fault(self, exchange: Exchange, failure: Failure, now: float, reason: str = "") -> list[Action]:
-        """The server failed: another one, or an error, or, once the answer has begun, an abort."""
-        if self.state == ANSWERING:
-            return self._abandon(exchange, failure, now)
-        if exchange.may_retry(failure):
-            return self._again(exchange, failure)
-        return [Release(False, failure), *self._refuse(exchange, failure, now, 0, reason)]
-
-    def _refuse(
-        self, exchange: Exchange, failure: Failure, now: float, status: int = 0, reason: str = ""
-    ) -> list[Action]:
-        """Answer with an error of our own."""
-        status = status or STATUS[failure]
-        close = self._must_close(exchange) or not exchange.body_done or failure.owner is Owner.CLIENT
-        head_only = exchange.request.method == b"HEAD"
-        data = refusal(failure, status=status, reason=reason, close=close, head_only=head_only)
-        return self._answer_here(exchange, data, status, failure, close, now)
-
-    def _answer_here(
-        self, exchange: Exchange, data: bytes, status: int, failure: Failure | None, close: bool, now: float
-    ) -> list[Action]:
-        ended = "ok" if failure is None else f"{failure.label}@{self._phase(exchange, failure)}"
-        exchange.status = status
-        exchange.sent += len(data)
-        actions: list[Action] = [ToClient(data), self._finished(exchange, failure, ended, now)]
-        if close:
-            self.exchange = None
-            self.state = CLOSED
-            self.deadline = 0.0
-            self.wants_client = True
-            actions.append(Close(linger=True))
-            return actions
-        if not exchange.body_done:
-            exchange.request.close = True
-        return self._next(exchange, actions, now)
-
-    def _abandon(self, exchange: Exchange, failure: Failure, now: float) -> list[Action]:
-        """End an exchange that can't be brought to a clean end; nobody may take what was sent for a whole answer."""
-        blame = failure if failure.owner is Owner.SERVER else None
-        ended = f"{failure.label}@{self._phase(exchange, failure)}"
-        if not exchange.status:
-            exchange.status = STATUS[failure]
-        self.exchange = None
-        self.state = CLOSED
-        self.deadline = 0.0
-        return [self._finished(exchange, failure, ended, now), Release(False, blame), Close(abort=True)]
-
-    def _broken(self, failure: Failure, status: int, reason: str, now: float) -> list[Action]:
-        """The client's head can't be read: say so and close."""
-        data = refusal(failure, status=status, reason=reason, close=True)
-        finished = self._unread(failure, status, now, len(data))
-        self.buffer = b""
-        self.state = CLOSED
-        self.deadline = 0.0
-        return [ToClient(data), finished, Close(linger=True)]
-
-    def _unread(self, failure: Failure, status: int, now: float, sent: int = 0) -> Finished:
-        ended = f"{failure.label}@request-header"
-        unread = Unread(self.shared.name, self.peer.client, status)
-        return Finished(unread, status, failure, ended, len(self.buffer), sent, now - self.began)
-
-    def _phase(self, exchange: Exchange, failure: Failure) -> str:
-        """Where an exchange ended, in the record's words."""
-        if self.state == ROUTING and failure in (Failure.CONNECT_REFUSED, Failure.CONNECT_TIMEOUT):
-            return "connect"
-        if self.state == WAITING and failure.owner is Owner.CLIENT and not exchange.body_done:
-            return "request-body"
-        return PHASES[self.state]
-
-    def _quit(self) -> list[Action]:
-        self.state = CLOSED
-        self.deadline = 0.0
-        return [Close()]
-
-    def _must_close(self, exchange: Exchange) -> bool:
-        return self.closing or exchange.request.close
-
-    def _finished(self, exchange: Exchange, failure: Failure | None, ended: str, now: float) -> Finished:
-        return Finished(
-            exchange, exchange.status, failure, ended, exchange.received, exchange.sent, now - exchange.began
-        )

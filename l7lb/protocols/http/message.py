@@ -132,14 +132,14 @@ def _request_line(line: bytes, request: Request) -> bytes:
     if len(parts) != 3:
         raise SyntaxFault(400, "the request line is malformed")
     method, target, version = parts
+    if method not in METHODS and (len(method) > 32 or not syntax.TOKEN.fullmatch(method)):
+        raise SyntaxFault(400, "the method is malformed")
     known = VERSIONS.get(version)
     if known is None:
         if len(version) == 8 and version.startswith(b"HTTP/") and version[5:6].isdigit() and version[7:8].isdigit():
             raise SyntaxFault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
         raise SyntaxFault(400, "the request line is malformed")
     request.version = known
-    if method not in METHODS and (len(method) > 32 or not syntax.TOKEN.fullmatch(method)):
-        raise SyntaxFault(400, "the method is malformed")
     if method == b"CONNECT":
         raise SyntaxFault(405, "CONNECT is not allowed here")
     request.method = method

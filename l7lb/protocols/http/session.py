@@ -117,7 +117,6 @@ class Exchange(Recorded):
             path=_text(request.path + request.query),
             version="1.1" if request.version == 11 else "1.0",
             status=self.status,
-            retries=self.retries,
             ended=ended,
             received=self.received,
             sent=self.sent,
@@ -131,6 +130,7 @@ class Exchange(Recorded):
             record.pool = self.choice.pool or ""
         if assignment is not None:
             record.server = assignment.server.name
+            record.retries = assignment.attempt
             record.sticky = assignment.sticky
             record.queue_ms = round(assignment.queue_time * 1000, 3)
             record.connect_ms = round(assignment.connect_time * 1000, 3)

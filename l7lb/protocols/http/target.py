@@ -16,7 +16,7 @@ UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 ESCAPE = re.compile(rb"%(..?)?", re.DOTALL)
 HEX = re.compile(rb"[0-9A-Fa-f]{2}")
 HOST = re.compile(
-    rb"(?:(?P<name>[A-Za-z0-9\-._~!$&'()*+,;=]{0,255})|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:%25[A-Za-z0-9]{1,16})?)\])"
+    rb"(?:(?P<name>[A-Za-z0-9\-._~!$&'()*+;=]{0,255})|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:%25[A-Za-z0-9]{1,16})?)\])"
     rb"(?::(?P<port>[0-9]{0,5}))?"
 )
 SPLIT = re.compile(rb"/+")
