@@ -90,6 +90,8 @@ class Template:
             _check_host(pieces)
         elif URL.match(text):
             _check_authority(pieces)
+        else:
+            _check_beginning(text, pieces)
 
     def __call__(self, facts: Facts, captures: Captures) -> bytes:
         """The text for these facts; what is missing is empty."""
@@ -170,6 +172,15 @@ def _check_host(pieces: list[tuple[str, str | None]]) -> None:
         wrong = UNSAFE_IN_HOST.search(literal.encode())
         if wrong:
             raise ValueError(f'a host can\'t have "{wrong[0].decode("latin-1")}"')
+
+
+def _check_beginning(text: str, pieces: list[tuple[str, str | None]]) -> None:
+    """Refuse what would let a client name the host, or the scheme, of what is no URL yet."""
+    if text.startswith("//"):
+        raise ValueError('begins with "//": write the scheme as well, such as https://, or a single slash')
+    name = pieces[0][1] if pieces else None
+    if name in ("query", "method", "source", "scheme"):
+        raise ValueError(f"begins with {{{name}}}: write what comes before it, such as / or https://{{host}}/")
 
 
 def _check_authority(pieces: list[tuple[str, str | None]]) -> None:
