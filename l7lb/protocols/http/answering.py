@@ -1,0 +1,147 @@
+"""A server's answer on its way to the client: its head, its body, and the switch to another protocol.
+
+The second of three parts of the HTTP machine (see :mod:`l7lb.protocols.http.machine`). It is entered in WAITING; 1xx
+answers are passed on and change nothing, 101 leads to TUNNEL, any other head to ANSWERING, where the body's reader
+says when it is complete.
+"""
+
+from __future__ import annotations
+
+from l7lb.core.actions import SERVER, Action, Learn, Release, Splice, ToClient, ToServer, Tunnel
+from l7lb.core.errors import Failure
+from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
+from l7lb.protocols.http.ending import ANSWERING, TUNNEL, HttpEnding
+from l7lb.protocols.http.forward import interim_head, response_head
+from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Response, read_response
+from l7lb.protocols.http.session import Exchange
+from l7lb.protocols.http.syntax import SyntaxFault, find_end
+
+SPLICE_BYTES = 64 * 1024  # a body with more than this still to come is spliced
+MAX_INTERIM = 32
+
+
+class HttpAnswering(HttpEnding):
+    """What is done with the bytes of a server."""
+
+    __slots__ = ()
+
+    def _response_head(self, exchange: Exchange, data: bytes, now: float) -> list[Action]:
+        settings = self.shared.settings
+        actions: list[Action] = []
+        if exchange.inbox:
+            data = exchange.inbox + data
+        try:
+            while True:
+                end = find_end(data, settings.header_bytes, exchange.searched)
+                if end < 0:
+                    exchange.inbox = data
+                    exchange.searched = len(data)
+                    return actions
+                response = read_response(data[:end], settings.headers, exchange.request.method)
+                data = data[end + 4 :]
+                exchange.searched = 0
+                if response.status >= 200:
+                    return actions + self._answer(exchange, response, data, now)
+                exchange.interim += 1
+                if exchange.interim > MAX_INTERIM:
+                    raise SyntaxFault(502, "too many interim answers")
+                if response.status == 101:
+                    return actions + self._switch(exchange, response, data, now)
+                if exchange.request.version == 11:
+                    head = interim_head(response)
+                    exchange.sent += len(head)
+                    actions.append(ToClient(head))
+        except SyntaxFault as fault:
+            return actions + self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
+
+    def _switch(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
+        if not exchange.request.upgrade or not exchange.body_done:
+            raise SyntaxFault(502, "the server switched protocols unasked")
+        if not response.upgrade:
+            raise SyntaxFault(502, "the server does not say which protocol it switched to")
+        exchange.response = response
+        exchange.response_at = now
+        exchange.status = 101
+        head = interim_head(response)
+        exchange.sent += len(head) + len(data)
+        self.state = TUNNEL
+        self.wants_client = self.wants_server = True
+        self.deadline = now + self.shared.timeouts.tunnel
+        actions: list[Action] = [ToClient(head + data)]
+        if self.buffer:
+            exchange.received += len(self.buffer)
+            actions.append(ToServer(self.buffer))
+            self.buffer = b""
+        actions.append(Tunnel(self.shared.timeouts.tunnel))
+        return actions
+
+    def _answer(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
+        assignment = exchange.assignment
+        assert assignment is not None
+        if response.status >= 500 and exchange.may_retry(Failure.SERVER_ERROR, response.status):
+            return self._again(exchange, Failure.SERVER_ERROR)
+        exchange.response = response
+        exchange.response_at = now
+        exchange.status = response.status
+        length = response.length
+        if (length == CHUNKED and exchange.request.version == 10) or length == UNTIL_CLOSE or not exchange.body_done:
+            exchange.request.close = True
+        if length == CHUNKED:
+            exchange.reader = ChunkedReader(self.shared.settings.headers)
+        elif length == UNTIL_CLOSE:
+            exchange.reader = CloseReader()
+        head = response_head(exchange.request, response, assignment, self._must_close(exchange))
+        self.state = ANSWERING
+        exchange.sent += len(head)
+        if assignment.learns and response.set_cookies is not None:
+            return [Learn(response.set_cookies), *self._first_bytes(exchange, response, head, data, now)]
+        return self._first_bytes(exchange, response, head, data, now)
+
+    def _first_bytes(
+        self, exchange: Exchange, response: Response, head: bytes, data: bytes, now: float
+    ) -> list[Action]:
+        """Send an answer's head and what of its body came with it."""
+        length = response.length
+        if length >= 0 and len(data) >= length:
+            # Most answers are complete with their head: one send.
+            exchange.sent += length
+            body = data if len(data) == length else data[:length]
+            if len(data) > length:
+                response.close = True  # bytes behind the answer: this connection can't be trusted again
+            return self._complete(exchange, now, [ToClient(head + body)])
+        if length >= 0:
+            exchange.reader = LengthReader(length)
+        return self._response_body(exchange, data, now, head)
+
+    def _response_body(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
+        reader = exchange.reader
+        response = exchange.response
+        assignment = exchange.assignment
+        if reader is None or response is None or assignment is None:
+            return []
+        body = reader.feed(data) if data else b""
+        if isinstance(reader, ChunkedReader) and exchange.request.version == 11:
+            body = chunk(body)
+            if reader.done:
+                body += last_chunk(reader.trailers)
+        exchange.sent += len(body)
+        actions: list[Action] = [ToClient(head + body)] if head or body else []
+        if reader.done:
+            if reader.rest:
+                response.close = True
+            return self._complete(exchange, now, actions)
+        self.deadline = now + assignment.pool.config.timeouts.response_body
+        if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
+            actions.append(Splice(SERVER, reader.remaining))
+        elif isinstance(reader, CloseReader):
+            actions.append(Splice(SERVER, -1))
+        return actions
+
+    def _complete(self, exchange: Exchange, now: float, actions: list[Action]) -> list[Action]:
+        """The answer is whole: give the server back, and go on with the next request or close."""
+        response = exchange.response
+        assert response is not None
+        failure = Failure.SERVER_ERROR if response.status >= 500 and response.status != 501 else None
+        actions.append(self._finished(exchange, None, "ok", now))
+        actions.append(Release(exchange.body_done and not response.close, failure, exchange.latency()))
+        return self._next(exchange, actions, now)
