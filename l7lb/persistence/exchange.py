@@ -49,7 +49,9 @@ class Sender:
         for index in range(table.parts):
             for some in chunks(table.part(index)):
                 await self.send(Changes(table.name, ALL, some))
-            await asyncio.sleep(0)  # others have work too, also while the socket takes everything
+                await asyncio.sleep(0)  # others have work too, also while the socket takes everything
+            if not index % 64:
+                await asyncio.sleep(0)
         await self.send(Taught(table.name, reaches))
         return reaches
 

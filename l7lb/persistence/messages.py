@@ -26,7 +26,7 @@ from l7lb.persistence.table import KEY_LIMIT, Delta
 
 PROTOCOL = 1  # grows when the messages change, so that versions don't talk past one another
 LIMIT = 1 << 20  # bytes of one message
-CHUNK = 256  # changes in one message: some 15 KB, decoded and merged in less than a millisecond
+CHUNK = 128  # changes in one message: decoded and merged in half a millisecond
 NAME_LIMIT = 1024  # bytes of a table's or server's name
 ALL = -1  # instead of a sequence number: part of a teaching
 

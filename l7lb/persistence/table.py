@@ -116,7 +116,7 @@ class Table:
         self._unsorted: set[int] = set()
         self._journal: deque[bytes] = deque(maxlen=JOURNAL)
         self._names: list[str | None] = [None]  # by number; 0 is the tombstone's
-        self._ids: dict[str, int] = {}
+        self._ids = {"": 0}
         self._uses: list[int] = [0]  # entries of each name, so that names of past servers don't pile up
         self._spare: list[int] = []
         self._ttl = self._grain = self._lifetime = 0
@@ -222,7 +222,7 @@ class Table:
                 self._unsorted.add(index)
             if self._relay:
                 self._note(key)
-            if old is None:
+            if self._count > self.size:
                 self._trim(index, oldest + self._lifetime)
             news += 1
         return news
@@ -276,14 +276,17 @@ class Table:
 
     def _store(self, index: int, key: bytes, old: int | None, version: int, server: str) -> None:
         """Write an entry at the end of its part."""
-        number = self._number(server) if server else 0
+        number = self._ids.get(server)
+        if number is None:
+            number = self._number(server)
         self._uses[number] += 1
         part = self._parts[index]
         if old is not None:
             self._remove(part, key, old)
         part[key] = version << _NAME_BITS | number
         self._count += 1
-        self._newest = max(self._newest, version >> _ORIGIN_BITS)
+        if version >> _ORIGIN_BITS > self._newest:
+            self._newest = version >> _ORIGIN_BITS
 
     def _remove(self, part: dict[bytes, int], key: bytes, value: int) -> None:
         del part[key]
@@ -298,17 +301,16 @@ class Table:
             self._spare.append(number)
 
     def _number(self, server: str) -> int:
-        number = self._ids.get(server)
-        if number is None:
-            server = sys.intern(server)
-            if self._spare:
-                number = self._spare.pop()
-                self._names[number] = server
-            else:
-                number = len(self._names)
-                self._names.append(server)
-                self._uses.append(0)
-            self._ids[server] = number
+        """A number for a name that has none."""
+        server = sys.intern(server)
+        if self._spare:
+            number = self._spare.pop()
+            self._names[number] = server
+        else:
+            number = len(self._names)
+            self._names.append(server)
+            self._uses.append(0)
+        self._ids[server] = number
         return number
 
     def _trim(self, index: int, ticks: int) -> None:
@@ -316,11 +318,11 @@ class Table:
 
         Two for one, so that expired entries become fewer while new ones come, and a smaller size is reached.
         """
-        part = self._parts[index]
+        part = home = self._parts[index]
         for _ in range(2):
             full = self._count > self.size
-            if full and len(part) < 2:
-                part = next(other for other in self._parts if len(other) > (other is part))
+            if full and len(part) <= (part is home):  # the new entry stays
+                part = next(other for other in self._parts if len(other) > (other is home))
             if not part:
                 return
             key, value = next(iter(part.items()))

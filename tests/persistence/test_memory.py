@@ -48,5 +48,6 @@ def test_an_entry_is_small() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_million_entries_are_small() -> None:
     check(1_000_000)

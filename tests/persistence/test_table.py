@@ -94,7 +94,7 @@ def test_names_of_past_servers_leave_nothing_behind() -> None:
         table.put(b"a", f"dns-{number}", float(number) / 100)
     assert table.users("dns-4999") == 1
     assert len(table._names) <= 3
-    assert len(table._ids) == 1
+    assert len(table._ids) == 2
 
 
 # --- time ---------------------------------------------------------------------------------------------------
@@ -212,6 +212,17 @@ def test_a_new_key_alone_in_its_part_does_not_push_itself_out() -> None:
         table.put(b"%d" % number, "web1", float(number) / 100)
         assert table.get(b"%d" % number, 1.0) == "web1"
         assert len(table) <= 4
+
+
+def test_a_new_key_stays_while_a_table_shrinks() -> None:
+    table = make(size=8 * module.PART)
+    for number in range(100):
+        table.put(b"%d" % number, "web1", float(number) / 100)
+    table.resize(1)
+    for number in range(100, 300):
+        table.put(b"%d" % number, "web1", 1.0)
+        assert table.get(b"%d" % number, 1.0) == "web1"
+    assert len(table) == 1
 
 
 def test_a_smaller_size_is_reached_by_insertions() -> None:
