@@ -257,6 +257,15 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "l7lb", "_L7LB_COMPLETE").source())
 
 
+@cli.command()
+@click.argument("what", type=click.Choice(["web"]), default="web")
+def demo(what: str) -> None:
+    """Show l7lb at work: a cluster on this machine, real traffic, a server's death. Nothing is left behind."""
+    from importlib import import_module
+
+    sys.exit(import_module(f"l7lb.demo.{what}").run())
+
+
 # --- to see -------------------------------------------------------------------------------------------------------
 
 
