@@ -169,6 +169,16 @@ def test_every_table_of_mistakes_is_long() -> None:
     }
 
 
+def test_the_documentations_example_and_its_errors() -> None:
+    blocks = re.findall(r"(?:^    .*\n)+", DOCUMENT, re.MULTILINE)
+    example, errors = (re.sub("^    ", "", block, flags=re.MULTILINE) for block in blocks[:2])
+    assert load("web.yaml", text=example).warnings == []
+    wrong = example.replace("{pool: web}", "{pool: wbe}").replace("/health}}", "/health}, timeout: 300}")
+    with pytest.raises(ConfigurationError) as caught:
+        load("web.yaml", text=wrong)
+    assert str(caught.value) == errors.strip()
+
+
 def test_limits_are_those_of_the_shared_counts() -> None:
     assert ROWS == counts.ROWS - 1
     assert WORKERS == counts.WORKERS

@@ -8,7 +8,6 @@ and limits that hold while the text is read.
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -43,10 +42,8 @@ def parse(text: str, file: str) -> Node | None:
     parser = YAML(typ="safe", pure=True)
     builder = _Builder(file)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library's own, about versions
-            for event in parser.parse(text):
-                builder.take(event)
+        for event in parser.parse(text):
+            builder.take(event)
     except ConfigurationError:
         raise
     except MarkedYAMLError as error:
