@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from l7lb.control import slots as naming
 from l7lb.control.overrides import Overrides
 from l7lb.core.snapshot import Address, Pool, Server, Snapshot
 
@@ -105,3 +106,63 @@ def _overridden(pool: str, server: Server, overrides: Overrides) -> Server:
     if state == server.state and weight == server.weight:
         return server
     return msgspec.structs.replace(server, state=state, weight=weight)
+
+
+def forget_strangers(configured: Snapshot, overrides: Overrides) -> list[str]:
+    """Drop overrides of servers that the configuration no longer has; returns what was dropped, in words."""
+    notes: list[str] = []
+    pools = {pool.name: pool for pool in configured.pools}
+    for pool_name, added in list(overrides.added.items()):
+        names = {server.name for server in pools[pool_name].servers} if pool_name in pools else None
+        kept = [server for server in added if names is not None and server.name not in names]
+        reason = "its pool is gone" if names is None else "the configuration has it now"
+        dropped = [server.name for server in added if server not in kept]
+        notes.extend(f"{pool_name}/{name}, added at run time, is forgotten: {reason}" for name in dropped)
+        overrides.added[pool_name] = kept
+    for pool_name, removed in overrides.removed.items():
+        names = {server.name for server in pools[pool_name].servers} if pool_name in pools else set()
+        for name in [name for name in removed if name not in names]:
+            del removed[name]  # it is what the operator wanted
+    for pool_name, servers in overrides.servers.items():
+        known = {server.name for server in declared(pools[pool_name], overrides)} if pool_name in pools else set()
+        for name in [name for name in servers if name not in known and name.rpartition("@")[0] not in known]:
+            del servers[name]
+            notes.append(f"{pool_name}/{name}: its state and weight set at run time are forgotten: no such server")
+    overrides.tidy()
+    return notes
+
+
+# --- names and rows ---------------------------------------------------------------------------------------------
+
+
+def index(snapshot: Snapshot) -> dict[Key, Server]:
+    """Every server by its names."""
+    return {(pool.name, server.name): server for pool in snapshot.pools for server in pool.servers}
+
+
+def slot_names(snapshot: Snapshot) -> list[tuple[str, int]]:
+    """Every name that has a row in the counts, and the row it has."""
+    found = [(naming.listener_name(listener.name), listener.slot) for listener in snapshot.listeners]
+    for pool in snapshot.pools:
+        found.append((naming.pool_name(pool.name), pool.slot))
+        found.extend((naming.server_name(pool.name, server.name), server.slot) for server in pool.servers)
+    return found
+
+
+def with_slots(snapshot: Snapshot, slots: dict[str, int], version: int) -> Snapshot:
+    """The snapshot with these rows and this version."""
+    replace = msgspec.structs.replace
+    listeners = tuple(
+        replace(listener, slot=slots[naming.listener_name(listener.name)]) for listener in snapshot.listeners
+    )
+    pools = tuple(
+        replace(
+            pool,
+            slot=slots[naming.pool_name(pool.name)],
+            servers=tuple(
+                replace(server, slot=slots[naming.server_name(pool.name, server.name)]) for server in pool.servers
+            ),
+        )
+        for pool in snapshot.pools
+    )
+    return replace(snapshot, version=version, listeners=listeners, pools=pools)

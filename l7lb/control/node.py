@@ -25,12 +25,24 @@ import msgspec
 
 from l7lb.control import overrides as store
 from l7lb.control import slots as naming
-from l7lb.control.effective import UNRESOLVED, Absent, Answer, Key, compose, declared, is_host_name
+from l7lb.control.effective import (
+    UNRESOLVED,
+    Absent,
+    Answer,
+    Key,
+    compose,
+    declared,
+    forget_strangers,
+    index,
+    is_host_name,
+    slot_names,
+    with_slots,
+)
 from l7lb.control.overrides import Overrides
 from l7lb.control.slots import NoRowLeft, Slots
 from l7lb.core.errors import L7lbError
 from l7lb.core.messages import ServerHealth, SessionRow
-from l7lb.core.snapshot import Pool, Server, Snapshot
+from l7lb.core.snapshot import Server, Snapshot
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 
 STRIDE = ROWS * COLUMNS  # cells from a worker's block to the next one's
@@ -135,8 +147,8 @@ class NodeState:
             except L7lbError as error:
                 self.warnings.append(str(error))
         self._effective = self._composed(1)
-        self._servers = _index(self._effective)
-        self.warnings.extend(self._forget_strangers())
+        self._servers = index(self._effective)
+        self.warnings.extend(forget_strangers(self.configured, self.overrides))
         self._note_health()
 
     # --- what workers get -----------------------------------------------------------------------------------------
@@ -157,7 +169,7 @@ class NodeState:
 
         Call it before all else. Where nothing has changed since, the version stays the same. Raises NoRowLeft.
         """
-        self._slots.adopt(dict(_names(snapshot)))
+        self._slots.adopt(dict(slot_names(snapshot)))
         self.blocks = max(self.blocks, snapshot.workers)
         names = self.host_names()
         for pool in snapshot.pools:
@@ -169,7 +181,7 @@ class NodeState:
         self._effective = self._composed(snapshot.version)
         if self._effective != snapshot:
             self._effective = msgspec.structs.replace(self._effective, version=snapshot.version + 1)
-        self._servers = _index(self._effective)
+        self._servers = index(self._effective)
         self._note_health()
 
     def subscribe(self, subscriber: Callable[[Change], None]) -> None:
@@ -189,7 +201,7 @@ class NodeState:
             self.configured = before
             raise
         self.blocks = max(self.blocks, configured.workers)
-        notes = self._forget_strangers()
+        notes = forget_strangers(self.configured, self.overrides)
         if notes:
             notes.extend(self.save())
         for pool, names in self.overrides.removed.items():
@@ -322,7 +334,7 @@ class NodeState:
             return False
         old = self._servers
         self._effective = msgspec.structs.replace(after, version=after.version + 1)
-        self._servers = _index(self._effective)
+        self._servers = index(self._effective)
         self._mark_newcomers(old)
         for key in old.keys() - self._servers.keys():
             self._gone[key] = old[key]
@@ -346,9 +358,9 @@ class NodeState:
     def _composed(self, version: int) -> Snapshot:
         """The effective snapshot, with rows; raises NoRowLeft."""
         bare, absent = compose(self.configured, self.overrides, self._answers)
-        assigned = self._slots.assign([name for name, _ in _names(bare)], self.counts)
+        assigned = self._slots.assign([name for name, _ in slot_names(bare)], self.counts)
         self.absent = absent
-        return _with_slots(bare, assigned, version)
+        return with_slots(bare, assigned, version)
 
     def _mark_newcomers(self, old: dict[Key, Server]) -> None:
         """Slow start counts from now for a server that joined, moved or was enabled, not for a whole new pool."""
@@ -386,30 +398,6 @@ class NodeState:
         retired = self._slots.retired()
         self._gone = {key: server for key, server in self._gone.items() if naming.server_name(*key) in retired}
 
-    def _forget_strangers(self) -> list[str]:
-        """Drop overrides of servers that the configuration no longer has; returns what was dropped, in words."""
-        notes: list[str] = []
-        pools: dict[str, Pool] = {pool.name: pool for pool in self.configured.pools}
-        overrides = self.overrides
-        for pool_name in list(overrides.added):
-            names = {server.name for server in pools[pool_name].servers} if pool_name in pools else None
-            kept = [server for server in overrides.added[pool_name] if names is not None and server.name not in names]
-            reason = "its pool is gone" if names is None else "the configuration has it now"
-            dropped = [server.name for server in overrides.added[pool_name] if server not in kept]
-            notes.extend(f"{pool_name}/{name}, added at run time, is forgotten: {reason}" for name in dropped)
-            overrides.added[pool_name] = kept
-        for pool_name, removed in overrides.removed.items():
-            names = {server.name for server in pools[pool_name].servers} if pool_name in pools else set()
-            for name in [name for name in removed if name not in names]:
-                del removed[name]  # it is what the operator wanted
-        for pool_name, servers in list(overrides.servers.items()):
-            known = {server.name for server in declared(pools[pool_name], overrides)} if pool_name in pools else set()
-            for name in [name for name in servers if name not in known and name.rpartition("@")[0] not in known]:
-                del servers[name]
-                notes.append(f"{pool_name}/{name}: its state and weight set at run time are forgotten: no such server")
-        overrides.tidy()
-        return notes
-
     def _note_health(self, keys: list[Key] | None = None) -> list[ServerHealth]:
         """Bring ``_told`` up to date, for these servers or for all; returns what is new in it."""
         if keys is None:
@@ -434,34 +422,3 @@ class NodeState:
             change = Change(snapshot, tuple(health))
             for subscriber in self._subscribers:
                 subscriber(change)
-
-
-def _index(snapshot: Snapshot) -> dict[Key, Server]:
-    return {(pool.name, server.name): server for pool in snapshot.pools for server in pool.servers}
-
-
-def _names(snapshot: Snapshot) -> list[tuple[str, int]]:
-    """Every name that has a row, and the row it has."""
-    found = [(naming.listener_name(listener.name), listener.slot) for listener in snapshot.listeners]
-    for pool in snapshot.pools:
-        found.append((naming.pool_name(pool.name), pool.slot))
-        found.extend((naming.server_name(pool.name, server.name), server.slot) for server in pool.servers)
-    return found
-
-
-def _with_slots(snapshot: Snapshot, slots: dict[str, int], version: int) -> Snapshot:
-    replace = msgspec.structs.replace
-    listeners = tuple(
-        replace(listener, slot=slots[naming.listener_name(listener.name)]) for listener in snapshot.listeners
-    )
-    pools = tuple(
-        replace(
-            pool,
-            slot=slots[naming.pool_name(pool.name)],
-            servers=tuple(
-                replace(server, slot=slots[naming.server_name(pool.name, server.name)]) for server in pool.servers
-            ),
-        )
-        for pool in snapshot.pools
-    )
-    return replace(snapshot, version=version, listeners=listeners, pools=pools)
