@@ -34,13 +34,13 @@ def supervisor(words: list[str]) -> int:
     parser.add_argument("--user", default="")
     parser.add_argument("--replace", action="store_true", required=True)
     options = parser.parse_args(words)
-    from l7lb.control.launch import run
+    from l7lb.control.launch import drop, run
     from l7lb.core.errors import L7lbError
     from l7lb.protocols import PROTOCOLS
-    from l7lb.proxy.workers import privileges
+    from l7lb.proxy.workers.privileges import User
 
     if options.user:
-        privileges.drop(privileges.User.parse(options.user))
+        drop(User.parse(options.user))
     try:
         return run(options.config, PROTOCOLS, replace=True)
     except L7lbError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import pwd
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ from l7lb.proxy.workers import privileges
 from l7lb.proxy.workers.privileges import User
 
 log = structlog.get_logger("l7lb.supervisor")
+
+# What libraries import at their first use. The program may be installed where the node's user can't read it.
+LATE = ("concurrent.futures.thread", "dns._asyncio_backend", "encodings.ascii", "encodings.idna", "icmplib")
 
 TAKE_OVER = 60.0  # seconds in which the old supervisor yields
 LEAVING = 30.0  # seconds beyond the drain in which a node that is ending makes room
@@ -96,13 +100,20 @@ async def _find_keeper(place: Place, loaded: Loaded, user: User | None) -> Keepe
     return keeper
 
 
+def drop(user: User) -> None:
+    """Become that user, with all code loaded that will be needed."""
+    for name in LATE:
+        importlib.import_module(name)
+    privileges.drop(user)
+
+
 def _become(keeper: KeeperClient, user: User | None, settings: NodeSettings) -> None:
     """Give up privileges: for the user that the node runs as since it was started."""
     known = User.parse(keeper.state["user"]) if keeper.state["user"] else None
     if known != user and os.geteuid() == 0:
         log.warning("user: has changed: that takes effect when the node is ended and started", now=str(known))
     if known is not None and os.geteuid() == 0:
-        privileges.drop(known)
+        drop(known)
         if not os.access(settings.file, os.R_OK):
             log.warning("the node's user can't read the configuration: it can't be reloaded", file=str(settings.file))
 

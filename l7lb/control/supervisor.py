@@ -260,6 +260,7 @@ class Supervisor:
                     await self._ready.wait()
         except TimeoutError:
             raise StartProblem(f"the workers are not ready after {READY:g} s; their lines in the log say why") from None
+        await self.services.links.all_of({worker["pid"] for worker in self._workers()}, CONFIRM)
 
     def _complete(self) -> bool:
         return len(self._workers()) >= self.node.effective().workers and all(w["ready"] for w in self._workers())

@@ -91,9 +91,16 @@ class WorkerLinks:
 
     async def somebody(self, seconds: float) -> bool:
         """Whether a worker has a line to us within that time."""
+        return await self._until(lambda: bool(self.links), seconds)
+
+    async def all_of(self, pids: set[int], seconds: float) -> bool:
+        """Whether all these workers have a line to us within that time."""
+        return await self._until(lambda: pids <= self.links.keys(), seconds)
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                while not self.links:
+                while not condition():
                     self.changed.clear()
                     await self.changed.wait()
         except TimeoutError:
@@ -102,18 +109,14 @@ class WorkerLinks:
 
     async def applied(self, version: int, seconds: float) -> list[str]:
         """Wait until all configured workers have taken that version or a later one; returns what they say against."""
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    links = [link for link in self.links.values() if link.configured]
-                    if all(link.snapshot >= version or link.problem for link in links):
-                        break
-                    self.changed.clear()
-                    await self.changed.wait()
-        except TimeoutError:
-            late = [link.pid for link in links if link.snapshot < version and not link.problem]
-            return [f"worker {pid} has not confirmed the configuration within {seconds:g} s" for pid in late]
-        return [f"worker {link.pid} can't use the configuration: {link.problem}" for link in links if link.problem]
+
+        def late() -> list[Link]:
+            return [one for one in self.links.values() if one.configured and one.snapshot < version and not one.problem]
+
+        await self._until(lambda: not late(), seconds)
+        notes = [f"worker {link.pid} has not confirmed the configuration within {seconds:g} s" for link in late()]
+        troubled = [link for link in self.links.values() if link.configured and link.problem]
+        return notes + [f"worker {link.pid} can't use the configuration: {link.problem}" for link in troubled]
 
     async def sessions(self, limit: int) -> list[SessionRow]:
         """What all workers have in progress, so many rows at most; those that don't answer in time are left out."""

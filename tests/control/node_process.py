@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from l7lb.control.client import AdminClient, AdminError
 
@@ -117,7 +117,7 @@ class Load:
         self._ending = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number % 2 == 0,)) for number in range(clients)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -170,8 +170,9 @@ class Load:
 class NodeProcess:
     """`l7lb serve` in a process group of its own. What is still there at the end is killed by that group."""
 
-    def __init__(self, directory: Path, **values: Any) -> None:
+    def __init__(self, directory: Path, starts: bool = True, **values: Any) -> None:
         self.directory = directory
+        self.starts = starts
         self.directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.values = {
@@ -188,6 +189,7 @@ class NodeProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.groups: list[int] = []
         self.environment: dict[str, str] = {}
+        self.before: list[str] = []  # what the command line begins with
         self.write()
 
     def write(self, **values: Any) -> None:
@@ -195,8 +197,9 @@ class NodeProcess:
         self.values.update(values)
         self.file.write_text(CONFIG.format(**self.values))
 
-    def __enter__(self) -> NodeProcess:
-        self.start()
+    def __enter__(self) -> Self:
+        if self.starts:
+            self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -210,7 +213,7 @@ class NodeProcess:
         """Start it, in a new process group or an existing one, and wait until it serves."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "l7lb.cli", "serve", "--config", str(self.file)],
+                [*self.before, sys.executable, "-P", "-m", "l7lb.cli", "serve", "--config", str(self.file)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

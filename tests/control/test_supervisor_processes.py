@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from node_process import HangingServer, Load, NodeProcess, alive, get, wait_for
 
 pytestmark = pytest.mark.scenario
@@ -213,7 +212,7 @@ def test_what_a_killed_group_leaves_behind_is_no_hindrance(tmp_path: Path) -> No
 
 def test_a_long_path(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 80) / ("e" * 80)
-    with NodeProcess(deep, binds=f'"unix:run/web.sock", "127.0.0.1:0"') as node:
+    with NodeProcess(deep, binds='"unix:run/web.sock", "127.0.0.1:0"') as node:
         assert len(str(deep)) > 150
         _, bind = node.serving()["listeners"][0]["bind"]
         host, _, port = bind.partition(":")

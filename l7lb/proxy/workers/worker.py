@@ -21,7 +21,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -248,14 +248,14 @@ def arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """uvloop's loop, or asyncio's where there is none."""
     try:
         import uvloop
     except ImportError:
         log.warning("uvloop is not installed: this worker runs on asyncio's loop, which is slower")
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def main(words: list[str], protocols: Mapping[str, ProtocolSpec]) -> int:
@@ -264,6 +264,7 @@ def main(words: list[str], protocols: Mapping[str, ProtocolSpec]) -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     logs.configure(f"worker {options.index}", options.log_level, options.log_format)
+    new_loop = loop_factory()
     if options.user:
         privileges.drop(privileges.User.parse(options.user))
     control = socket.socket(fileno=options.control)
