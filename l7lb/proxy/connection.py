@@ -27,7 +27,7 @@ from l7lb.core.actions import (
     Tunnel,
 )
 from l7lb.core.contracts import Session
-from l7lb.proxy.endpoint import DONT_WAIT, Endpoint
+from l7lb.proxy.endpoint import DONT_WAIT, HIGH_WATER, Endpoint
 from l7lb.proxy.relay import Pump
 from l7lb.proxy.timers import TICK
 
@@ -42,6 +42,7 @@ LINGER_BYTES = 4 * 1024 * 1024
 FLUSH_SECONDS = 30.0  # how long the last answer may take to leave without progress
 
 OPEN, FLUSHING, LINGERING, GONE = range(4)
+RECEIVED, ENDED, MOVED, EXPIRED, DRAINING = range(5)
 
 log = logging.getLogger("l7lb.connection")
 
@@ -50,8 +51,8 @@ class Connection(Endpoint):
     """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
 
     __slots__ = (
-        "client", "discarded", "dispatcher", "linger", "listener", "phase", "pumps", "session", "since", "ticket",
-        "tunnel", "upstream",
+        "client", "discarded", "dispatcher", "linger", "listener", "phase", "postponed", "pumps", "session", "since",
+        "ticket", "tunnel", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +73,7 @@ class Connection(Endpoint):
         self.ticket: Ticket | None = None
         self.upstream: ServerConnection | None = None
         self.pumps: list[Pump] | None = None
+        self.postponed: NeedServer | None = None  # a request that waits until the client has read its answers
         self.tunnel = False
         self.phase = OPEN
         self.linger = False
@@ -99,22 +101,15 @@ class Connection(Endpoint):
         except BlockingIOError:
             return
         except OSError:
-            if self.phase == OPEN:
-                now = monotonic()
-                self.read_more(False)
-                self.run(self.session.ended(CLIENT, now, True), now)
-            else:
-                self.close()
+            self.on_broken()
             return
         if self.phase != OPEN:
             self._discard(data)
-            return
-        now = monotonic()
-        if data:
-            self.run(self.session.received(CLIENT, data, now), now)
+        elif data:
+            self._tell(RECEIVED, CLIENT, monotonic(), data)
         else:
             self.read_more(False)
-            self.run(self.session.ended(CLIENT, now, False), now)
+            self._tell(ENDED, CLIENT, monotonic())
 
     def on_writable(self) -> None:
         if not self.flush():
@@ -125,21 +120,18 @@ class Connection(Endpoint):
 
     def on_broken(self) -> None:
         if self.phase == OPEN:
-            now = monotonic()
             self.read_more(False)
-            self.run(self.session.ended(CLIENT, now, True), now)
+            self._tell(ENDED, CLIENT, monotonic(), error=True)
         else:
             self.close()
 
     def server_bytes(self, data: bytes) -> None:
         """The server sent something."""
-        now = monotonic()
-        self.run(self.session.received(SERVER, data, now), now)
+        self._tell(RECEIVED, SERVER, monotonic(), data)
 
     def server_ended(self, error: bool) -> None:
         """The server will send nothing more."""
-        now = monotonic()
-        self.run(self.session.ended(SERVER, now, error), now)
+        self._tell(ENDED, SERVER, monotonic(), error=error)
 
     def written(self, side: Side) -> None:
         """What waited for that side has left: read the other again, or go on closing."""
@@ -147,7 +139,13 @@ class Connection(Endpoint):
             self._closing()
             return
         if self.phase == OPEN:
-            self.settle(monotonic())
+            now = monotonic()
+            postponed = self.postponed
+            if postponed is not None and self.out is None:
+                self.postponed = None
+                self.run([postponed], now)
+            else:
+                self.settle(now)
 
     def due(self, now: float) -> float:
         """A deadline may have come; returns the next."""
@@ -162,10 +160,11 @@ class Connection(Endpoint):
         ticket = self.ticket
         if ticket is not None and ticket.deadline and ticket.deadline <= now:
             self.run(self.dispatcher.expired(ticket, now) or [], now)
+        elif self.postponed is not None:
+            self._tell(ENDED, CLIENT, now, error=True)  # it doesn't read what it asked for
         else:
-            blocked, progress = self._blocked()
-            self.run(self.session.expired(now, blocked, progress), now)
-        return 0.0 if self.armed else self._deadline()
+            self._tell(EXPIRED, CLIENT, now)
+        return 0.0 if self.armed or self.phase != OPEN else self._deadline()
 
     def _blocked(self) -> tuple[Side | None, float]:
         """A side that does not take what waits for it, and when it last did."""
@@ -187,7 +186,28 @@ class Connection(Endpoint):
             while more:
                 more = self._carry_out(more, now)
         except Exception:
-            # A fault of ours ends this connection and no other.
+            log.exception("connection from %s ended by a fault", self.client)
+            self.close(reset=True)
+            return
+        self.settle(now)
+
+    def _tell(self, event: int, side: Side, now: float, data: bytes = b"", count: int = 0, error: bool = False) -> None:
+        """Tell the session what happened, and do what it asks. A fault of ours ends this connection and no other."""
+        try:
+            if event == RECEIVED:
+                more: list[Action] | None = self.session.received(side, data, now)
+            elif event == ENDED:
+                more = self.session.ended(side, now, error)
+            elif event == MOVED:
+                more = self.session.moved(side, count, now)
+            elif event == EXPIRED:
+                blocked, progress = self._blocked()
+                more = self.session.expired(now, blocked, progress)
+            else:
+                more = self.session.draining(now)
+            while more:
+                more = self._carry_out(more, now)
+        except Exception:
             log.exception("connection from %s ended by a fault", self.client)
             self.close(reset=True)
             return
@@ -207,12 +227,25 @@ class Connection(Endpoint):
             elif kind is Finished:
                 self.listener.finished(action, self.ticket)  # type: ignore[arg-type]
             elif kind is NeedServer:
+                if (self.out is not None or self.queued is not None) and self._postpone(action):  # type: ignore[arg-type]
+                    return None
                 return self.dispatcher.need(self, action, now)  # type: ignore[arg-type]
             else:
                 self._rare(action, now)
                 if self.phase == GONE:
                     return None
         return None
+
+    def _postpone(self, need: NeedServer) -> bool:
+        """Whether the client must read first: else who sends requests and reads no answers would fill the memory."""
+        if self.queued is not None and len(self.queued) >= HIGH_WATER:
+            self.send_queued()
+        if self.phase != OPEN:
+            return True
+        if need.again is not None or not self.congested:
+            return False
+        self.postponed = need
+        return True
 
     def _rare(self, action: Action, now: float) -> None:
         if isinstance(action, Close):
@@ -227,6 +260,7 @@ class Connection(Endpoint):
                     self._closing()
                 elif self.phase == FLUSHING:
                     self.read_more(False)
+                    self.listener.timers.arm(self, now + FLUSH_SECONDS)
         elif isinstance(action, Learn):
             self.dispatcher.learn(self, action.set_cookies, now)
         elif isinstance(action, Splice):
@@ -259,21 +293,16 @@ class Connection(Endpoint):
         pump.start(bulk)
 
     def _moved(self, side: Side, count: int) -> None:
-        now = monotonic()
-        actions = self.session.moved(side, count, now)
         if self.pumps is not None:
             self.pumps = [pump for pump in self.pumps if pump.remaining] or None
-        if actions:
-            self.run(actions, now)
-        elif self.pumps is None:
-            self.settle(now)
+        self._tell(MOVED, side, monotonic(), count=count)
 
     def _pump_over(self, pump: Pump, side: Side, error: bool) -> None:
         """A pump has come to an end: that side ended or failed."""
-        now = monotonic()
         if side is not pump.side and side is SERVER:
             # The server takes no more of the request; it may have answered all the same, which reading it will tell.
-            self.read_more(False)
+            # Until then the client is not read: part of what it sent is lost, so the rest has no meaning.
+            self.pump_in = pump
             return
         if self.tunnel and not error:
             # Half of a tunnel goes on until it ends as well.
@@ -286,7 +315,7 @@ class Connection(Endpoint):
             side = SERVER
         if error or self.tunnel:
             self._stop_pumps()
-        self.run(self.session.ended(side, now, error), now)
+        self._tell(ENDED, side, monotonic(), error=error)
 
     def _stop_pumps(self) -> None:
         for pump in self.pumps or ():
@@ -299,6 +328,8 @@ class Connection(Endpoint):
         ticket = self.ticket
         if ticket is not None and ticket.deadline:
             return ticket.deadline
+        if self.postponed is not None:
+            return self.progress + FLUSH_SECONDS
         return self.session.deadline
 
     def settle(self, now: float) -> None:
@@ -307,11 +338,11 @@ class Connection(Endpoint):
             return
         upstream = self.upstream
         session = self.session
-        if self.pump_in is None:
+        if self.pump_in is None and not self.tunnel:
             wanted = session.wants_client and (upstream is None or upstream.out is None or not upstream.congested)
             if wanted is not self.reading:
                 self.read_more(wanted)
-        if upstream is not None and upstream.pump_in is None:
+        if upstream is not None and upstream.pump_in is None and not self.tunnel:
             wanted = session.wants_server and (self.out is None or not self.congested)
             if wanted is not upstream.reading:
                 upstream.read_more(wanted)
@@ -324,7 +355,7 @@ class Connection(Endpoint):
     def drain(self, now: float) -> None:
         """The node is ending."""
         if self.phase == OPEN:
-            self.run(self.session.draining(now), now)
+            self._tell(DRAINING, CLIENT, now)
 
     def _closing(self) -> None:
         """Everything has been written: close, or listen for a moment to a client that still sends."""
@@ -351,6 +382,7 @@ class Connection(Endpoint):
         if self.phase == GONE:
             return
         self.phase = GONE
+        self.postponed = None
         self._stop_pumps()
         if self.ticket is not None:
             self.dispatcher.release(self, Release(False), monotonic())

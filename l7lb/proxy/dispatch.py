@@ -135,7 +135,7 @@ class Dispatcher:
         if rewrite.path:
             choice.path = listener.template(rewrite.path)(facts, choice.captures)
         if rewrite.host:
-            choice.host = listener.template(rewrite.host)(facts, choice.captures)
+            choice.host = listener.template(rewrite.host, host=True)(facts, choice.captures)
 
     def _pick(
         self, connection: Connection, facts: Facts, choice: Choice, runtime: PoolRuntime, now: float
@@ -181,14 +181,22 @@ class Dispatcher:
 
     def _proceed(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
         server = ticket.server
-        if server.config.max_connections and not self._claim(server):
+        if server.config.max_connections and (self._overtakes(ticket) or not self._claim(server)):
             return self._enqueue(ticket, now)
         if not server.config.max_connections:
             server.active += 1
             self._cells[self._base + server.slot * COLUMNS] = server.active
+        ticket.phase = NEW  # from here on it holds a place, to be given back
         ticket.runtime.balancer.taken(server)
         ticket.queue_time = now - ticket.began
         return self._connect(ticket, fresh, now)
+
+    def _overtakes(self, ticket: Ticket) -> bool:
+        """Whether somebody waits already for a place that this newcomer would take."""
+        server = ticket.server
+        return ticket.phase != QUEUED and any(
+            not other.pinned or other.server is server for other in ticket.runtime.queue
+        )
 
     def _claim(self, server: ServerState) -> bool:
         """Take one of a limited server's places: count first and look then, so that workers can't exceed it."""
@@ -257,12 +265,17 @@ class Dispatcher:
                     return
                 continue
             self._unqueue(ticket)
-            ticket.server = server
+            if server is not ticket.server:
+                ticket.server = server
+                ticket.sticky = ""
             actions = self._proceed(ticket, False, now)
             if ticket.phase == QUEUED:
-                return  # another worker was quicker
+                runtime.queue.rotate(1)  # another worker was quicker: its turn stays the first
+                return
             if actions:
                 ticket.connection.run(actions, now)
+            else:
+                ticket.connection.settle(now)
 
     def _look_again(self) -> None:
         self._poll = None
@@ -427,7 +440,9 @@ class Dispatcher:
                 server.failures += 1
                 self._report(ServerResult(server.pool, server.name, failure.label))
         if self.waiting:
-            self.loop.call_soon(self.serve_queue, ticket.runtime, monotonic())
+            # A reload may have put a new balancer in charge of the queue.
+            runtime = self.pools.get(ticket.pool.name, ticket.runtime)
+            self.loop.call_soon(self.serve_queue, runtime, monotonic())
 
     def expired(self, ticket: Ticket, now: float) -> list[Action] | None:
         """The ticket's deadline has come while it waited in the queue or for its connection."""

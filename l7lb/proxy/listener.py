@@ -28,6 +28,7 @@ from l7lb.routing.templates import Template, compile_template
 
 BATCH = 32  # connections accepted before others get their turn
 PAUSE_SECONDS = 0.1
+COMPLAIN_SECONDS = 5.0
 
 log = logging.getLogger("l7lb.listener")
 
@@ -70,13 +71,13 @@ class ListenerState:
         self.row = counts.row(config.slot)
         self.record = record
         self.connections: set[Connection] = set()
-        self.templates: dict[str, Template] = {}
+        self.templates: dict[tuple[str, bool], Template] = {}
 
-    def template(self, text: str) -> Template:
-        """A template of the rules, compiled once."""
-        known = self.templates.get(text)
+    def template(self, text: str, host: bool = False) -> Template:
+        """A template of the rules, compiled once; ``host``: it makes a host."""
+        known = self.templates.get((text, host))
         if known is None:
-            known = self.templates[text] = compile_template(text)
+            known = self.templates[text, host] = compile_template(text, host=host)
         return known
 
     def update(
@@ -151,6 +152,7 @@ class Acceptor:
         self._family = int(sock.family)
         self._on = False
         self._pause: asyncio.TimerHandle | None = None
+        self._complained = -COMPLAIN_SECONDS
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             # Accepted sockets inherit it: one system call saved for each connection.
@@ -204,7 +206,9 @@ class Acceptor:
                 continue  # it left while it waited
             except OSError as problem:
                 # No descriptors or memory: those who are here go on, those who wait stay in the kernel's queue.
-                log.warning("listener %s pauses: %s", listener.name, problem.strerror)
+                if now - self._complained >= COMPLAIN_SECONDS:
+                    self._complained = now
+                    log.warning("listener %s pauses: %s", listener.name, problem.strerror)
                 self._wait()
                 return
             self._begin(listener, socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=fd), address, now)

@@ -131,6 +131,8 @@ class Runtime:
             if old is not None and old is not runtime:
                 for ticket in old.queue:
                     ticket.runtime = runtime
+                    if runtime.state.by_name.get(ticket.server.name) is not ticket.server:
+                        ticket.pinned = False  # the server that it waited for is no more
                 runtime.queue = old.queue
             runtime.balancer.changed(now)
         for old in before.values():
@@ -161,6 +163,7 @@ class Runtime:
 
     def _leave(self, state: ListenerState) -> None:
         """A listener is no longer configured: its clients may finish."""
+        state.publish()
         self._leaving = [one for one in self._leaving if one.connections]
         if state.connections:
             self._leaving.append(state)

@@ -40,7 +40,7 @@ class Timers:
         if timed.armed:
             if timed.armed <= tick:
                 return
-            self._buckets[timed.armed].discard(timed)
+            self._leave(timed)
         timed.armed = tick
         bucket = self._buckets.get(tick)
         if bucket is None:
@@ -53,10 +53,13 @@ class Timers:
     def disarm(self, timed: Timed) -> None:
         """Forget it."""
         if timed.armed:
-            bucket = self._buckets.get(timed.armed)
-            if bucket is not None:
-                bucket.discard(timed)
+            self._leave(timed)
             timed.armed = 0
+
+    def _leave(self, timed: Timed) -> None:
+        bucket = self._buckets.get(timed.armed)
+        if bucket is not None:
+            bucket.discard(timed)
 
     def close(self) -> None:
         """Forget all."""
@@ -77,7 +80,10 @@ class Timers:
         now = monotonic()
         limit = int(now / TICK)
         while self._ticks and self._ticks[0] <= limit:
-            for timed in self._buckets.pop(heappop(self._ticks)):
+            tick = heappop(self._ticks)
+            for timed in self._buckets.pop(tick):
+                if timed.armed != tick:
+                    continue  # one that came before it in this tick disarmed or moved it
                 timed.armed = 0
                 deadline = timed.due(now)
                 if deadline:
