@@ -44,9 +44,9 @@ def test_captures_keep_the_case_that_came() -> None:
 
 def test_no_value_makes_a_glob_slow() -> None:
     glob = Glob(b"*a*a*a*a*a*a*a*b")
-    began = time.perf_counter()
+    began = time.process_time()
     assert not glob.matches(b"a" * 32_768)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(listeners, st.lists(requests, min_size=1, max_size=8))
 def test_the_router_finds_the_rule_that_a_walk_from_the_first_to_the_last_finds(
     config: Listener, asked: list[PlainFacts]
