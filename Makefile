@@ -8,13 +8,15 @@ BIN := .venv/bin
 REPORTS := build/reports
 PYTEST := $(BIN)/python -m pytest -rs
 SEEDS ?= 2000
+COMPILED_TESTS := tests/core tests/protocols tests/proxy tests/routing tests/fuzz
 
 # command=package: the package is installed where the command is missing.
+COMPILER_PACKAGES := gcc=gcc /usr/include/python3.11/Python.h=python3-dev
 BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
 REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
 	ping=iputils-ping ps=procps strace=strace taskset=util-linux
 
-.PHONY: help demo test lint unit scenario serial bench soak fuzz lock wheel environment packages clean
+.PHONY: help demo test lint unit compiled scenario serial bench soak fuzz lock wheel environment packages bench-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -26,6 +28,7 @@ test: packages environment ## everything that must pass, fastest first, in some 
 	@rm -rf $(REPORTS)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory compiled
 	@$(MAKE) --no-print-directory scenario
 	@$(MAKE) --no-print-directory serial
 	@$(BIN)/python .ci/summary.py $(REPORTS)
@@ -41,6 +44,13 @@ unit: environment ## machines and units
 	@echo "== units"
 	@$(PYTEST) -m "not scenario and not serial and not slow" --junit-xml=$(REPORTS)/unit.xml
 
+compiled: environment ## the compiled package passes the tests of its compiled parts, where there is a C compiler
+	@echo "== compiled"
+	@if type -P gcc >/dev/null; then \
+		.ci/environment .venv-compiled compiled && \
+		.venv-compiled/bin/python -P -m pytest -rs $(COMPILED_TESTS) --junit-xml=$(REPORTS)/compiled.xml; \
+	else echo "left out: there is no C compiler"; fi
+
 scenario: packages environment ## real servers and clients
 	@echo "== scenarios"
 	@$(PYTEST) -m "scenario and not serial and not slow" --junit-xml=$(REPORTS)/scenario.xml
@@ -49,8 +59,9 @@ serial: packages environment ## what measures time, alone
 	@echo "== serial"
 	@$(PYTEST) -m "serial and not slow" --junit-xml=$(REPORTS)/serial.xml || [[ $$? -eq 5 ]]
 
-bench: packages environment ## side by side with HAProxy and nginx; exits 1 beyond a limit
-	@$(BIN)/python -m benchmarks $(BENCH)
+bench: bench-packages ## compiled, beside HAProxy and nginx; exits 1 beyond a limit (BENCH="keep-alive --rounds 9")
+	@.ci/environment .venv-compiled compiled
+	@.venv-compiled/bin/python -m benchmarks $(BENCH)
 
 soak: packages environment ## the long runs: scenarios marked slow, and the fuzzers for longer
 	@L7LB_FUZZ_SEEDS=$(SEEDS) $(PYTEST) --timeout 3600 -m slow
@@ -73,8 +84,11 @@ environment:
 	@.ci/packages $(BASE_PACKAGES)
 	@.ci/environment
 
+bench-packages:
+	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES) $(COMPILER_PACKAGES)
+
 packages:
 	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES)
 
 clean: ## what these targets made in this folder
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-compiled build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

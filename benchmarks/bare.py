@@ -1,4 +1,4 @@
-"""The data path alone, in one process and without a supervisor: ``python -m benchmarks.bare FILE``.
+"""The data path alone, in one process and without a supervisor: ``python benchmarks/bare.py FILE``.
 
 For profiles (py-spy, strace -c, perf) and for telling what the processes around a worker cost.
 """

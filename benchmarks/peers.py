@@ -191,9 +191,10 @@ pools:
   static:
     servers: [{{name: static1, address: "127.0.0.1:{site.servers[1]}"}}]
 """)
-    program = ["benchmarks.bare", str(path)] if bare else ["l7lb.cli", "serve", "--config", str(path)]
-    here = Path(__file__).resolve().parent.parent
-    return Group(name, [sys.executable, "-m", *program], site.cores.measured, folder, port, {"PYTHONPATH": str(here)})
+    # -P: the installed package, compiled where it is, and not the sources in the folder this was started from.
+    bare_program = str(Path(__file__).with_name("bare.py"))
+    program = [bare_program, str(path)] if bare else ["-m", "l7lb.cli", "serve", "--config", str(path)]
+    return Group(name, [sys.executable, "-P", *program], site.cores.measured, folder, port)
 
 
 def _nginx(folder: Path, options: str, blocks: str) -> str:
