@@ -107,21 +107,22 @@ def gather(
         found.ejections = [
             (pool.name, outliers.ejections.get(pool.name, 0)) for pool in snapshot.pools if pool.outliers
         ]
-    found.processes = list(_processes(status))
+    found.processes = list(_processes(status).items())
     reload = status.get("reload") or {}
     found.reload_ok = bool(reload.get("ok", True))
     found.reload_time = float(reload.get("time", 0.0))
     return found
 
 
-def _processes(status: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    for name in ("supervisor", "keeper"):
-        pid = (status.get(name) or {}).get("pid")
-        if pid:
-            yield name, pid
+def _processes(status: dict[str, Any]) -> dict[str, int]:
+    """The node's processes by a name for each; of several that leave with the same index one is shown."""
+    found: dict[str, int] = {}
+    for key, name in (("supervisor", "supervisor"), ("keeper", "keeper"), ("state_process", "state")):
+        found[name] = (status.get(key) or {}).get("pid", 0)
     for worker in status.get("workers", ()):
-        if worker.get("pid"):
-            yield f"worker {worker.get('index', 0)}", worker["pid"]
+        leaving = " leaving" if worker.get("leaving") else ""
+        found.setdefault(f"worker {worker.get('index', 0)}{leaving}", worker.get("pid", 0))
+    return {name: pid for name, pid in found.items() if pid}
 
 
 class Collector(RegistryCollector):

@@ -181,14 +181,15 @@ class HealthMonitor:
             except ProbeFailed as problem:
                 good, reason = False, str(problem)
             except TimeoutError:
-                if time.monotonic() - began > health.timeout * 1.25 + 0.1:
-                    counts.unavailable += 1
-                    return
                 good, reason = False, probes.describe_timeout(health.timeout)
             except Exception as error:
                 log.exception(f"{target.pool}/{target.server}: its check is broken", check=health.kind)
                 good, reason = False, f"the check is broken: {type(error).__name__}"
-            counts.add(time.monotonic() - began)
+            seconds = time.monotonic() - began
+        if not good and seconds > health.timeout * 1.25 + 0.1:
+            counts.unavailable += 1
+            return
+        counts.add(seconds)
         if good:
             counts.good += 1
         else:

@@ -120,15 +120,21 @@ def status(found: Mapping[str, Any]) -> RenderableType:
         ),
         Text(),
         Columns(
-            ("worker", "pid", "connections", "snapshot"),
+            ("worker", "pid", "connections", "snapshot", "state"),
             [
-                (one.get("index", number), one["pid"], one["connections"], one.get("snapshot", ""))
+                (one.get("index", number), one["pid"], one["connections"], one.get("snapshot", ""), _worker_state(one))
                 for number, one in enumerate(found["workers"])
             ],
             right=("worker", "pid", "connections", "snapshot"),
         ),
     ]
     return Group(*parts)
+
+
+def _worker_state(worker: Mapping[str, Any]) -> str:
+    if worker.get("leaving"):
+        return "leaving"
+    return "ready" if worker.get("ready", True) else "starting"
 
 
 def sessions(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

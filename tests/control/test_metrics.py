@@ -136,6 +136,17 @@ async def test_the_node_and_its_processes(make_pool: Make, make_snapshot: Make, 
         assert value(found, "l7lb_process_max_fds", process=process) > 2
 
 
+async def test_workers_of_several_generations_are_told_apart(
+    make_pool: Make, make_snapshot: Make, supervisor: Any
+) -> None:
+    worker = {"pid": os.getpid(), "index": 0, "connections": 0, "leaving": False}
+    status = supervisor.status() | {"workers": [worker, *[worker | {"leaving": True}] * 2]}
+    supervisor.status = lambda: status
+    found = parsed(await port(NodeState(make_snapshot(make_pool("web", "web1"))), supervisor).text())
+    names = {dict(labels)["process"] for name, labels in found if name == "l7lb_process_open_fds"}
+    assert names == {"supervisor", "worker 0", "worker 0 leaving"}
+
+
 async def test_processes_that_are_gone_are_left_out(make_pool: Make, make_snapshot: Make) -> None:
     class Gone:
         def status(self) -> dict[str, Any]:

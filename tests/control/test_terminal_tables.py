@@ -55,7 +55,7 @@ STATUS: dict[str, Any] = {
     "supervisor": {"pid": 100},
     "workers": [
         {"pid": 101, "index": 0, "connections": 7, "snapshot": 3},
-        {"pid": 102, "index": 1, "connections": 1234, "snapshot": 3},
+        {"pid": 102, "index": 1, "connections": 1234, "snapshot": 3, "ready": True, "leaving": True},
     ],
     "listeners": [{"name": "web", "protocol": "http", "bind": ["127.0.0.1:8080", "[::1]:8080"]}],
     "reload": {"ok": True, "problems": []},
@@ -92,9 +92,9 @@ def test_status() -> None:
         "LISTENER  PROTOCOL  BIND\n"
         "web       http      127.0.0.1:8080, [::1]:8080\n"
         "\n"
-        "WORKER  PID  CONNECTIONS  SNAPSHOT\n"
-        "     0  101            7         3\n"
-        "     1  102         1234         3\n"
+        "WORKER  PID  CONNECTIONS  SNAPSHOT  STATE\n"
+        "     0  101            7         3  ready\n"
+        "     1  102         1234         3  leaving\n"
     )
 
 
