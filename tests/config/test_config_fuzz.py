@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from config_writing import to_json, to_toml, to_yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from l7lb.config import Loaded, load
@@ -50,7 +51,6 @@ def works(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(deadline=None)
 @given(text=st.one_of(st.binary(max_size=200), st.text(max_size=200)))
 @example(text="!!float ''")
 @example(text="a: !!int ~")
@@ -69,13 +69,11 @@ def test_any_text(kind: str, text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(deadline=None)
 @given(pieces=st.lists(st.one_of(st.sampled_from(SIGNS), st.text("ab01", max_size=3)), max_size=40))
 def test_signs_of_the_formats(kind: str, pieces: list[str]) -> None:
     survives("".join(pieces), kind)
 
 
-@settings(deadline=None, max_examples=100)
 @given(seed=st.integers(0, 2**32))
 def test_a_valid_file_with_some_characters_changed(seed: int) -> None:
     chance = random.Random(seed)
@@ -97,9 +95,9 @@ def test_a_valid_file_with_some_characters_changed(seed: int) -> None:
 def original() -> dict[str, Any]:
     root = yaml_text.parse(TEXT, "x")
     assert root is not None
-    data = dict(plain(root, "x"))
+    data = json.loads(json.dumps(plain(root, "x")))
     del data["x-anything"], data["user"]
-    return data
+    return dict(data)
 
 
 DATA = original()
@@ -130,7 +128,6 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = places(DATA)[1:]
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_a_valid_file_with_some_values_changed(data: st.DataObject) -> None:
     changed = copy.deepcopy(DATA)
@@ -176,7 +173,6 @@ def every_place(node: Any) -> list[tuple[int, int]]:
     return []
 
 
-@settings(deadline=None, max_examples=50)
 @given(DOCUMENTS)
 def test_formats_read_what_was_written(document: dict[str, Any]) -> None:
     for parse, write in ((json_text.parse, to_json), (toml_text.parse, to_toml), (yaml_text.parse, to_yaml)):
