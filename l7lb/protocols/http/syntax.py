@@ -15,7 +15,7 @@ OWS = b" \t"
 # What may stand in a line of a head: visible ASCII, space, tab and the bytes above ASCII (obs-text).
 LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
-TARGET = re.compile(rb"[!$-;=?-\[\]-_a-z|~{}]+")  # visible ASCII without " # < > \ ^ `, and DEL
+TARGET = re.compile(rb"[!$-;=?-\[\]-_a-z|~{}]+")  # visible ASCII without " # < > \ ` and DEL
 LINE_END = re.compile(rb"[^\r]\n|\r[^\n]")
 MAX_LENGTH_DIGITS = 18
 MAX_KNOWN = 2048
@@ -86,7 +86,7 @@ def field_name(name: bytes) -> tuple[bytes, int]:
     if not code:
         plain = lower.replace(b"_", b"-")
         if plain.startswith(b"x-forwarded-"):
-            code = FORWARDED
+            code = FORWARDED if lower.find(b"_") < 0 else UNSAFE
         elif plain != lower and plain in CODES:
             code = UNSAFE
     known = (lower, code)

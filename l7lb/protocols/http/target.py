@@ -3,7 +3,8 @@
 RFC 9112 section 3.2 (forms), RFC 3986 section 6.2.2 (normalisation). What is done to a path: percent-encoded
 unreserved characters are decoded, the others' hex digits made upper case, empty segments and dot segments removed.
 An encoded slash stays as it is, because %2F and / may mean different things to a server; so does an encoded percent
-sign.
+sign. Where a dot segment stands beside an encoded slash or carries parameters (`..%2F`, `..;x`), some servers would
+remove it and so leave the path that the rules saw: that is refused, and nobody has a use for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ HOST = re.compile(
     rb"(?::(?P<port>[0-9]{0,5}))?"
 )
 SPLIT = re.compile(rb"/+")
+AMBIGUOUS = re.compile(rb"(?:/|%2F|%5C)\.\.?(?:;|%2F|%5C)|(?:%2F|%5C)\.\.?(?:/|\Z)")
 MAX_HOSTS = 4096
 
 _hosts: dict[bytes, tuple[bytes, int]] = {}
@@ -39,6 +41,8 @@ def normal_path(path: bytes) -> bytes:
     """The path in normal form; raises SyntaxFault(400) for broken encodings."""
     if b"%" in path:
         path = ESCAPE.sub(_unescape, path)
+    if AMBIGUOUS.search(path):
+        raise SyntaxFault(400, "a dot segment that servers read in different ways")
     if b"//" not in path and b"/." not in path:
         return path
     segments: list[bytes] = []
