@@ -25,6 +25,7 @@ SIZE = WORKERS * ROWS * COLUMNS * CELL
 ACTIVE = 0  # requests or sessions in progress; for a listener: open connections
 WAITING = 1  # queued
 IDLE = 2  # kept connections without work
+BLOCKS = 3  # in the first block's row 0 alone: how many blocks may be written, set by the keeper
 GAUGES = 4
 
 # Counters.
@@ -65,6 +66,15 @@ class Counts:
         self.cells = memoryview(self._map).cast("q")
         self.worker = worker
         self.base = worker * ROWS * COLUMNS
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks living workers write, those that leave included; 0 where there is no keeper."""
+        return self.cells[BLOCKS]
+
+    @blocks.setter
+    def blocks(self, number: int) -> None:
+        self.cells[BLOCKS] = number
 
     def row(self, slot: int) -> int:
         """The index of a row's first cell in the own worker's block."""

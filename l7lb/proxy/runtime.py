@@ -172,7 +172,8 @@ class Runtime:
                 connection.drain(now)
 
     def _workers(self) -> int:
-        return self.snapshot.workers if self.snapshot is not None else 1
+        """How many blocks of the counts may be written; workers that leave have one beside their successors."""
+        return max(self._counts.blocks, self.snapshot.workers if self.snapshot is not None else 1)
 
     # --- sockets ----------------------------------------------------------------------------------------------
 

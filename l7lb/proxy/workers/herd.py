@@ -100,7 +100,7 @@ class Herd:
         self.pauses = Pauses()
         self._started = started
         self._ended = ended
-        self._clear = Counts(counts)
+        self._cells = Counts(counts)
 
     @property
     def workers(self) -> list[Child]:
@@ -116,6 +116,7 @@ class Herd:
     def add(self, child: Child) -> None:
         """A child was started."""
         self.children.append(child)
+        self._count_blocks()
         self._started(child)
 
     def remove(self, child: Child, now: float) -> None:
@@ -124,12 +125,17 @@ class Herd:
         code = child.reap()
         if child.kind == WORKER:
             self._serve()
-            self._clear.clear_gauges(child.block, self.wanted.rows)
+            self._cells.clear_gauges(child.block, self.wanted.rows)
+            self._count_blocks()
         self._ended(child, code)
         if child.kind in (WORKER, STATE) and not child.leaving:
             pause = self.pauses.ended(child, now)
             end = f"was ended by signal {-code}" if code and code < 0 else f"ended with {code}"
             log.warning("%s %d (%d) %s; a new one starts in %.1f s", child.kind, child.index, child.pid, end, pause)
+
+    def _count_blocks(self) -> None:
+        """Workers add up the blocks of all that live: one that leaves has a block beside its successor's."""
+        self._cells.blocks = max((child.block + 1 for child in self.workers), default=0)
 
     def end(self, seconds: float, now: float) -> None:
         """Drain all workers within so many seconds, then end the state process."""
