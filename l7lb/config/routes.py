@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -213,19 +214,26 @@ class Route(Section):
     def _check_templates(self, reading: Reading) -> None:
         """What ``{path.1}`` refers to must be there in each of the path globs."""
         globs = self.match.path if self.match and self.match.path else []
-        stars = min((glob.count("*") for glob in globs), default=0)
+        stars = min((glob.count("*") for glob in globs), default=self._groups())
         templates = [("redirect", "location", self.redirect.location if self.redirect else None)]
         if self.rewrite:
             templates += [("rewrite", "path", self.rewrite.path), ("rewrite", "host", self.rewrite.host)]
         for section, key, template in templates:
-            problem = check_template(template, stars) if template else None
+            problem = check_template(template, stars, key == "host") if template else None
             if problem:
                 self.complain(reading, problem, section, key)
+
+    def _groups(self) -> int:
+        """How many groups each of the regular expressions has; they stand in for a glob's ``*``."""
+        expressions = self.match.path_regex if self.match and self.match.path_regex else []
+        return min((re.compile(text).groups for text in expressions), default=0)
 
     def _check_loop(self, reading: Reading) -> None:
         """Warn of a redirection that leads to the rule that sent it."""
         location = self.redirect.location if self.redirect else ""
         globs = self.match.path if self.match else None
+        if self.match and self.match.model_fields_set - {"host", "path"}:
+            return  # the next request may differ in what else is asked for
         if location == "{path}" or (location.startswith("/") and "{" not in location and _leads_back(location, globs)):
             reading.warning(
                 (*self.place, "redirect", "location"), "leads back to this rule: clients will run in circles"

@@ -68,7 +68,7 @@ class Runtime:
     def apply(self, snapshot: Snapshot) -> None:
         """Use this snapshot from now on. Raises without any change where a part of it can't be built."""
         factories = {listener.name: self._factory(listener) for listener in snapshot.listeners}
-        routers = {listener.name: Router(listener) for listener in snapshot.listeners}
+        routers = {listener.name: self._router(listener) for listener in snapshot.listeners}
         pools = {pool.name: self._pool(pool) for pool in snapshot.pools}
         log = self._open_log(snapshot)
         # Nothing can fail from here on.
@@ -99,6 +99,11 @@ class Runtime:
 
     def _factory(self, listener: Listener) -> SessionFactory:
         return self._protocols[listener.protocol].sessions(listener)
+
+    def _router(self, listener: Listener) -> Router:
+        """The listener's rules, compiled; those that stay the same are not compiled again, since many take long."""
+        old = self.listeners.get(listener.name)
+        return old.router if old is not None and old.config == listener else Router(listener)
 
     def _pool(self, pool: Pool) -> PoolRuntime:
         """The pool's new form, with the states of the servers that stay."""

@@ -41,6 +41,7 @@ from l7lb.proxy.workers.children import NODE_SOCKET, STATE_SOCKET
 log = logging.getLogger("l7lb.worker")
 
 START = 10.0  # seconds until the keeper's first packet
+COLLECT = (50_000, 20, 50)  # the collector's thresholds: little of what a request makes is in a cycle
 UNSUPERVISED = 1.0  # seconds that a new worker waits for a supervisor's word before it accepts
 FIRST_PAUSE = 0.05  # seconds before it connects again; doubled each time
 LONGEST_PAUSE = 1.0
@@ -101,6 +102,7 @@ class Worker:
             await self.configured.wait()
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECT)
         self._tell_keeper({"op": "ready"})
 
     async def _leave(self) -> None:
