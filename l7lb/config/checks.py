@@ -15,7 +15,7 @@ from typing import Any
 from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.document import Items, Mapping, Path
 from l7lb.config.listeners import Listener
-from l7lb.config.model import Configuration
+from l7lb.config.model import Admin, Configuration
 from l7lb.config.pools import Pool, Server
 from l7lb.config.routes import ACTIONS, Route
 from l7lb.config.section import Reading
@@ -109,6 +109,10 @@ def _same_addresses(reading: Reading) -> None:
 
 def _binds(reading: Reading) -> None:
     seen: dict[str, Path] = {}
+    for admin in reading.each(Admin):
+        if admin.metrics:
+            seen[str(parse_bind(admin.metrics))] = (*admin.place, "metrics")
+        seen[f"unix:{reading.base / admin.socket}"] = (*admin.place, "socket")
     for listener in reading.each(Listener):
         for number, text in enumerate(listener.bind):
             address = resolve(parse_bind(text), reading.base)

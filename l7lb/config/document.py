@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from l7lb.config.wording import printable
 from l7lb.core.errors import ConfigurationError, Problem
 
 BYTES = 16 * 1024 * 1024  # of a file
@@ -134,7 +135,7 @@ def describe_path(path: Path) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            text += f".{step}" if text else step
+            text += f".{printable(step)}" if text else printable(step)
     return text
 
 

@@ -26,7 +26,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from l7lb.config.document import Mapping, Path, describe_path, locate
-from l7lb.config.wording import choice, describe, listing, nearest, quoted, wrong
+from l7lb.config.wording import choice, describe, listing, nearest, printable, quoted, wrong
 from l7lb.core.errors import Problem
 
 _FIRST_CLAUSE = re.compile(r"[:;(]|\.(?:\s|\Z)")
@@ -55,7 +55,7 @@ class Reading:
 
     def _at(self, path: Path, message: str, key: bool) -> Problem:
         found, position = locate(self.root, path, key)
-        return Problem(self.file, position.line, position.column, describe_path(found), message)
+        return Problem(self.file, position.line, position.column, describe_path(found), printable(message))
 
     def line(self, path: Path) -> int:
         """The line where the value of ``path`` begins."""

@@ -27,9 +27,16 @@ def reported() -> PydanticCustomError:
     return PydanticCustomError(REPORTED, "reported")
 
 
+def printable(text: str) -> str:
+    """Text that may hold anything, fit for a terminal and a line of a log: control characters as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def quoted(text: str) -> str:
-    """Text from the file, fit for a terminal: short, and without control characters."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: LONGEST + 1])
+    """A value from the file, short and printable, in quotes."""
+    shown = printable(text[: LONGEST + 1])
     if len(shown) > LONGEST:
         shown = shown[:LONGEST] + "..."
     return f'"{shown}"'
@@ -55,7 +62,7 @@ def describe(value: Any) -> str:
 def listing(names: Iterable[str]) -> str:
     """Names with commas, and how many more there are."""
     known = [str(name) for name in names]
-    text = ", ".join(name if name.isprintable() else quoted(name) for name in known[:LISTED])
+    text = ", ".join(printable(name) for name in known[:LISTED])
     return text if len(known) <= LISTED else f"{text} and {len(known) - LISTED} more"
 
 

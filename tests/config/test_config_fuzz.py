@@ -37,7 +37,8 @@ def survives(text: str | bytes, kind: str) -> Loaded | None:
         assert problem.message
         assert problem.line >= 0
         assert problem.column >= 0
-        str(problem).encode()
+        assert str(problem).isprintable()
+        assert str(problem).encode()
     return None
 
 

@@ -418,6 +418,16 @@ listeners:
     )
 
 
+def test_binds_of_the_node_itself() -> None:
+    check(
+        node('admin: {metrics: "127.0.0.1:80", socket: x/y}').replace(
+            '"127.0.0.1:80"],', '▸"127.0.0.1:80", ▸"unix:x/y"],'
+        ),
+        "127.0.0.1:80 is bound in line 2 already",
+        "unix:x/y is bound in line 2 already",
+    )
+
+
 def test_a_health_check_whose_protocol_is_unknown() -> None:
     text = node("pools: {a: {servers: [{name: a, address: 'a:1'}], health: {▸protocol: {}}}}")
     check(text, "no rule leads to this pool, so that the protocol to check is not known: use http or tcp")
@@ -517,9 +527,17 @@ def test_warnings(text: str, message: str) -> None:
     check_warnings(text, *([message] if message else []))
 
 
-def test_a_redirection_to_another_host_or_scheme_is_no_circle() -> None:
-    text = node("").replace("respond: {status: 200}", "redirect: {location: 'https://{host}{path}'}")
-    assert load("x.yaml", text=text).warnings == []
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "redirect: {location: 'https://{host}{path}'}",
+        "match: {path: /a}, redirect: {location: /b}",
+        "match: {path: /a, method: POST}, redirect: {location: /a, status: 303}",
+        "match: {path_regex: '^/a'}, redirect: {location: /b}",
+    ],
+)
+def test_redirections_that_are_no_circle(rule: str) -> None:
+    assert load("x.yaml", text=node("").replace("respond: {status: 200}", rule)).warnings == []
 
 
 def test_a_key_file_is_found_beside_the_configuration(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from typing import Any
 
 from l7lb.config.document import DEPTH, NOWHERE, Entry, Node, Path, Position, Scalar, Sequence, Table
+from l7lb.config.wording import printable
 from l7lb.core.errors import ConfigurationError, Problem
 
 _WHERE = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)\Z")
@@ -55,7 +56,7 @@ def parse(text: str, file: str) -> Node | None:
 
 
 def _problem(file: str, line: int, column: int, message: str) -> ConfigurationError:
-    return ConfigurationError([Problem(file, line, column, "", message)])
+    return ConfigurationError([Problem(file, line, column, "", printable(message))])
 
 
 def _place(text: str, index: int) -> tuple[int, int]:

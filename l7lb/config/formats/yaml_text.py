@@ -25,6 +25,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from l7lb.config.document import DEPTH, Alias, Entry, Node, Position, Scalar, Sequence, Table
+from l7lb.config.wording import printable
 from l7lb.core.errors import ConfigurationError, Problem
 
 _TAG = "tag:yaml.org,2002:"
@@ -102,7 +103,7 @@ class _Builder:
         self.last = Position(1, 1)
 
     def stop(self, at: Position, message: str) -> ConfigurationError:
-        return ConfigurationError([Problem(self.file, at.line, at.column, "", message)])
+        return ConfigurationError([Problem(self.file, at.line, at.column, "", printable(message))])
 
     def take(self, event: Event) -> None:
         at = _mark(event.start_mark)
