@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from l7lb.core.errors import L7lbError
-from l7lb.proxy.counts import ACTIVE, IDLE, ROWS, WAITING, Counts
+from l7lb.proxy.counts import ACTIVE, ROWS, WAITING, Counts
 
 LARGEST = ROWS - 1  # rows that can be given away
 
@@ -82,7 +82,7 @@ class Slots:
 
 
 def _busy(slot: int, counts: Counts | None) -> bool:
-    return counts is not None and any(counts.total(slot, column) for column in (ACTIVE, WAITING, IDLE))
+    return counts is not None and any(counts.total(slot, column) for column in (ACTIVE, WAITING))
 
 
 def _cleared(slot: int, counts: Counts | None) -> int:

@@ -54,16 +54,18 @@ class NeedServer(Action):
     """Route these facts and get a server; the answer is ``connected``, ``answered`` or ``failed``.
 
     It is the last action of its list. ``again`` names why the server before was given up, when this is a retry (its
-    connection is closed, and another server is preferred); ``fresh`` refuses an idle connection, for what must not
-    meet one that the server is just closing.
+    connection is closed, and another server is preferred); ``fresh`` refuses an idle connection, since the one before
+    was closed under the request; ``careful`` takes one only after a look that the server has not just closed it, for
+    requests that can't be sent twice.
     """
 
-    __slots__ = ("again", "facts", "fresh")
+    __slots__ = ("again", "careful", "facts", "fresh")
 
-    def __init__(self, facts: Facts, again: Failure | None = None, fresh: bool = False) -> None:
+    def __init__(self, facts: Facts, again: Failure | None = None, fresh: bool = False, careful: bool = False) -> None:
         self.facts = facts
         self.again = again
         self.fresh = fresh
+        self.careful = careful
 
 
 class Release(Action):

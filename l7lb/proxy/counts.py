@@ -24,7 +24,6 @@ SIZE = WORKERS * ROWS * COLUMNS * CELL
 # Gauges.
 ACTIVE = 0  # requests or sessions in progress; for a listener: open connections
 WAITING = 1  # queued
-IDLE = 2  # kept connections without work
 BLOCKS = 3  # in the first block's row 0 alone: how many blocks may be written, set by the keeper
 GAUGES = 4
 

@@ -56,7 +56,18 @@ class PoolRuntime:
 class Ticket(Assignment):
     """One request on its way to a server. ``deadline`` is for the phase it is in."""
 
-    __slots__ = ("began", "connection", "deadline", "facts", "phase", "pinned", "runtime", "tried", "upstream")
+    __slots__ = (
+        "began",
+        "careful",
+        "connection",
+        "deadline",
+        "facts",
+        "phase",
+        "pinned",
+        "runtime",
+        "tried",
+        "upstream",
+    )
 
     def __init__(
         self,
@@ -76,6 +87,7 @@ class Ticket(Assignment):
         self.phase = NEW
         self.began = now
         self.deadline = 0.0
+        self.careful = False  # look at a kept connection before it is used
         self.pinned = False  # queued for exactly this server
 
 
@@ -127,6 +139,7 @@ class Dispatcher:
         if ticket is None:
             return connection.session.failed(Failure.NO_SERVER, choice, now)
         connection.ticket = ticket
+        ticket.careful = need.careful
         return self._proceed(ticket, need.fresh, now)
 
     def _rewrite(self, listener: ListenerState, choice: Choice, facts: Facts) -> None:
@@ -293,7 +306,7 @@ class Dispatcher:
         while idle and not fresh:
             upstream = idle.pop()
             assert isinstance(upstream, ServerConnection)
-            if now - upstream.idle_since > 1.0 and upstream.readable_now():
+            if (ticket.careful or now - upstream.idle_since > 1.0) and upstream.readable_now():
                 upstream.close()  # it closed while nobody looked
                 continue
             ticket.reused = True

@@ -34,9 +34,9 @@ from l7lb.protocols.http.answering import SPLICE_BYTES, HttpAnswering
 from l7lb.protocols.http.answers import answer
 from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.ending import ANSWERING, CLOSED, HEAD, IDLE, PHASES, ROUTING, TUNNEL, WAITING, Shared
-from l7lb.protocols.http.facts import HttpFacts, client_source
+from l7lb.protocols.http.facts import HttpFacts, client_scheme, client_source
 from l7lb.protocols.http.forward import Origin, allowed_upgrade, request_head
-from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Request, read_request
+from l7lb.protocols.http.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE, Request, read_request
 from l7lb.protocols.http.session import Exchange
 from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
 
@@ -269,11 +269,14 @@ class HttpMachine(HttpAnswering):
     def _begin(self, request: Request, size: int, now: float) -> list[Action]:
         shared = self.shared
         source = self.peer.client
-        if self.trust:
+        scheme = b"https" if self.peer.tls else b"http"
+        if self.trust and request.forwarded is not None:
             source = client_source(source, request, shared.networks)
+            if not self.peer.tls:
+                scheme = client_scheme(request)
         if request.upgrade:
             request.upgrade = allowed_upgrade(request.upgrade, shared.settings.upgrades)
-        facts = HttpFacts(shared.name, source, b"https" if self.peer.tls else b"http", request)
+        facts = HttpFacts(shared.name, source, scheme, request)
         exchange = self.exchange = Exchange(request, facts, self.began, now, size)
         if request.length:
             exchange.body_done = False
@@ -284,7 +287,7 @@ class HttpMachine(HttpAnswering):
             self.wants_client = False  # nothing more that this client could send would be looked at before the answer
         self.state = ROUTING
         self.deadline = 0.0
-        return [NeedServer(facts)]
+        return [NeedServer(facts, careful=request.method not in IDEMPOTENT)]
 
     def _upload(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
         """Send on a part of the request's body, behind the head where that is still to go."""
