@@ -49,11 +49,15 @@ def _redirection(value: int) -> int:
     return value
 
 
-def _template(value: str) -> str:
-    problem = check_template(value, None)
+def _template(value: str, host: bool = False) -> str:
+    problem = check_template(value, None, host)
     if problem:
         raise wrong(problem)
     return value
+
+
+def _host_template(value: str) -> str:
+    return _template(value, host=True)
 
 
 def _body(value: str) -> str:
@@ -71,6 +75,7 @@ def _local_path(value: str) -> str:
 Status = Annotated[int, AfterValidator(_status), WithJsonSchema({"type": "integer", "minimum": 200, "maximum": 599})]
 Redirection = Annotated[int, AfterValidator(_redirection), WithJsonSchema({"enum": list(REDIRECTIONS)})]
 Template = Annotated[str, AfterValidator(_template)]
+HostTemplate = Annotated[str, AfterValidator(_host_template)]
 
 
 class Match(Section):
@@ -158,7 +163,7 @@ class Rewrite(Section):
     path: Annotated[Template, AfterValidator(_local_path)] | None = Field(
         default=None, description='The path for the server, a template; {path.1} is what the first "*" matched.'
     )
-    host: Template | None = Field(default=None, description="The Host for the server, a template.")
+    host: HostTemplate | None = Field(default=None, description="The Host for the server, a template.")
 
     def check(self, reading: Reading) -> None:
         if self.path is None and self.host is None and self.silent:

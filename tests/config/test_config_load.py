@@ -136,6 +136,13 @@ def test_the_snapshots_defaults_are_the_configurations() -> None:
     assert pool.timeouts == snapshot.PoolTimeouts()
 
 
+def test_groups_of_a_regular_expression_stand_in_templates() -> None:
+    rule = '{match: {path_regex: ["^/(a)(b)", "^/(c)d(e)"]}, rewrite: {path: "/{path.2}"}, pool: web}'
+    compiled = load("x.yaml", text=SMALL.replace("{pool: web}", rule)).snapshot
+    assert compiled.listeners[0].routes[0].rewrite == snapshot.Rewrite("/{path.2}")
+    Router(compiled.listeners[0])
+
+
 def test_a_byte_order_mark_is_passed_over() -> None:
     assert load("x.yaml", text=b"\xef\xbb\xbf" + SMALL.encode()).snapshot.pools
 
