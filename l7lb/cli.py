@@ -260,7 +260,11 @@ def completion(shell: str) -> None:
 @cli.command()
 @click.argument("what", type=click.Choice(["web"]), default="web")
 def demo(what: str) -> None:
-    """Show l7lb at work: a cluster on this machine, real traffic, a server's death. Nothing is left behind."""
+    """Show l7lb at work, in half a minute.
+
+    Starts servers, a node and clients on this machine, explains where requests go, kills a server under load, drains
+    another, changes the rules. Exit 0 where nobody noticed, else 1. Nothing is left behind.
+    """
     from importlib import import_module
 
     sys.exit(import_module(f"l7lb.demo.{what}").run())

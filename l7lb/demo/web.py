@@ -134,6 +134,9 @@ class Story:
         what = f"sent: {answer.status} {who}{location}"
         right = answer.status == sample.status and answer.server in SERVERS[sample.pool]
         expect(right and found["pool"] == sample.pool, f"{what}, not {sample.status} of pool {sample.pool or 'none'}")
+        if answer.server != found["server"]:
+            expect(sample.pool == "shop", f"{what}, not from {found['server']} as explained")
+            what += " (servers with equal load take turns)"
         self.screen.good(what)
         return answer
 

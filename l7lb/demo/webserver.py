@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 
 from aiohttp import WSMsgType, web
@@ -86,17 +87,30 @@ def application(name: str) -> web.Application:
 
 
 def main(words: list[str]) -> int:
-    """Serve until told to end."""
-    name, port = words
-    web.run_app(
-        application(name),
-        host="127.0.0.1",
-        port=int(port),
-        access_log=None,
-        shutdown_timeout=1.0,
-        print=lambda _: None,
-        reuse_address=True,
-    )
+    """Serve until told to end; returns the exit code."""
+    if len(words) != 2 or not words[1].isdecimal():
+        sys.stderr.write("usage: python -m l7lb.demo.webserver NAME PORT\n")
+        return 2
+    name, port = words[0], int(words[1])
+
+    def say(_: str) -> None:
+        sys.stdout.write(f"{name} listens at 127.0.0.1:{port}\n")
+        sys.stdout.flush()
+
+    try:
+        web.run_app(
+            application(name),
+            host="127.0.0.1",
+            port=port,
+            access_log=None,
+            shutdown_timeout=1.0,
+            print=say,
+            reuse_address=True,
+        )
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        sys.stderr.write(f"{name} can't listen at 127.0.0.1:{port}: {reason}\n")
+        return 1
     return 0
 
 
