@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +14,11 @@ from l7lb.protocols.http.settings import HttpSettings
 from l7lb.protocols.http.syntax import OWS
 
 MAX_PARAMETERS = 200
+MAX_CHAIN = 32  # proxies
+# An address in a chain of proxies: in brackets or not, with a port or not.
+NODE = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)")
+PAIR = re.compile(rb'[ \t]*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;\s]*))[ \t]*(;|,|\Z)')
+QUOTED_PAIR = re.compile(rb"\\(.)")
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 
@@ -87,20 +93,52 @@ def client_source(peer: str, request: Request, networks: Networks) -> str:
     """The client's address behind trusted proxies: the last in X-Forwarded-For that is not itself trusted.
 
     ``peer`` is trusted already. A malformed element ends the search: what stands left of it can't be believed.
+    Forwarded (RFC 7239) is asked where there is no X-Forwarded-For.
     """
-    if request.forwarded is None:
-        return peer
     source = peer
-    chain = b",".join(value for name, value in request.forwarded if name == b"x-forwarded-for")
-    for element in reversed(chain.split(b",")[-32:]):
-        text = element.strip(OWS).decode("latin-1")
+    elements = [element.strip(OWS) for element in _told(request, b"x-forwarded-for").split(b",")]
+    if elements == [b""]:
+        elements = [pairs.get(b"for", b"") for pairs in read_forwarded(_told(request, b"forwarded"))]
+    for element in reversed(elements[-MAX_CHAIN:]):
+        match = NODE.fullmatch(element)
         try:
-            source = str(ipaddress.ip_address(text))
+            parsed = ipaddress.ip_address((match[1] or match[2] or match[3]).decode() if match else "")
         except ValueError:
             break
+        mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+        source = str(mapped or parsed)
         if not trusted(source, networks):
             break
     return source
+
+
+def client_scheme(request: Request) -> bytes:
+    """The scheme that a trusted proxy says the client used; http where it says nothing."""
+    told = _told(request, b"x-forwarded-proto").rpartition(b",")[2].strip(OWS)
+    if not told:
+        chain = read_forwarded(_told(request, b"forwarded"))
+        told = chain[-1].get(b"proto", b"") if chain else b""
+    return b"https" if told.lower() == b"https" else b"http"
+
+
+def read_forwarded(value: bytes) -> list[dict[bytes, bytes]]:
+    """The elements of a Forwarded field, names in lower case; empty where it is malformed."""
+    chain: list[dict[bytes, bytes]] = [{}]
+    position = 0
+    while position < len(value):
+        match = PAIR.match(value, position)
+        if match is None:
+            return []
+        name, quoted, plain, end = match.groups()
+        chain[-1][name.lower()] = QUOTED_PAIR.sub(rb"\1", quoted) if quoted is not None else plain
+        if end == b",":
+            chain.append({})
+        position = match.end()
+    return chain
+
+
+def _told(request: Request, field: bytes) -> bytes:
+    return b",".join([value for name, value in request.forwarded or () if name == field])
 
 
 def explain_facts(
@@ -126,4 +164,6 @@ def explain_facts(
     networks = settings.networks()
     if trusted(source, networks):
         source = client_source(source, request, networks)
+        if request.forwarded is not None and scheme.lower() == "http":
+            scheme = client_scheme(request).decode()
     return HttpFacts(listener.name, source, scheme.lower().encode(), request)

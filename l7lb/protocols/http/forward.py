@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 
 from l7lb.core.contracts import Assignment, Choice, Peer
 from l7lb.core.snapshot import Route
@@ -15,6 +16,9 @@ from l7lb.protocols.http import syntax
 from l7lb.protocols.http.message import CHUNKED, Request, Response
 
 VIA = b"Via: 1.1 l7lb\r\n"
+VIA_10 = b"Via: 1.0 l7lb\r\n"  # the version in which the message came (RFC 9110 section 7.6.3)
+OWN = frozenset([b"cookie", b"forwarded", b"x-request-id", b"via"])  # fields that are written anew
+PRIVATE = re.compile(rb"(?i)cache-control:.*\b(?:private|no-store)\b(?!=)")
 MAX_REQUEST_ID = 128
 
 _instance = os.urandom(8).hex().encode()
@@ -30,7 +34,7 @@ def new_request_id() -> bytes:
 class Origin:
     """What every request of one client connection says about where it came from."""
 
-    __slots__ = ("address", "node", "plain", "port", "scheme")
+    __slots__ = ("address", "host", "node", "plain", "port", "scheme")
 
     def __init__(self, peer: Peer) -> None:
         self.address = peer.client.encode()
@@ -41,6 +45,12 @@ class Origin:
             self.node = b"unknown"
         else:
             self.node = b'"[%b]"' % self.address if b":" in self.address else self.address
+        # What a request without a Host was sent to, for servers that insist on one.
+        if self.node == b"unknown":
+            self.host = b"localhost"
+        else:
+            local = peer.local.encode()
+            self.host = b"%b:%b" % (b"[%b]" % local if b":" in local else local, self.port)
         self.plain = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
             self.address if self.node != b"unknown" else b"unknown",
             self.scheme,
@@ -49,7 +59,7 @@ class Origin:
 
     def fields(self, request: Request, trusted: bool) -> bytes:
         """The forwarding fields of a request, complete lines."""
-        host = request.host_field
+        host = request.host_field or self.host
         if trusted and request.forwarded is not None:
             return self._continued(request.forwarded, host)
         return b'%bX-Forwarded-Host: %b\r\nForwarded: for=%b;host="%b";proto=%b\r\n' % (
@@ -80,19 +90,22 @@ def _without(names: list[bytes], lines: list[bytes], removed: set[bytes]) -> lis
     return [line for name, line in zip(names, lines, strict=True) if name not in removed]
 
 
-def _request_changes(request: Request, route: Route) -> list[bytes]:
+def _request_changes(request: Request, route: Route, own: bytes) -> tuple[list[bytes], bytes]:
+    """The client's lines and those written anew, as a rule changes them."""
     removed = {name.lower().encode() for name in route.remove_headers}
     removed.update(name.lower().encode() for name, _ in route.set_headers)
-    lines = _without(request.names, request.lines, removed) if removed else request.lines
-    return lines + [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in route.set_headers]
+    lines = _without(request.names, request.lines, removed)
+    lines += [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in route.set_headers]
+    if not OWN.isdisjoint(removed) or any(name.startswith(b"x-forwarded-") for name in removed):
+        kept = [line for line in own.split(b"\r\n")[:-1] if line.partition(b":")[0].lower() not in removed]
+        own = b"".join(line + b"\r\n" for line in kept)
+    return lines, own
 
 
 def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool) -> bytes:
     """The head that the server gets."""
     route = choice.route
     lines = request.lines
-    if route.set_headers or route.remove_headers:
-        lines = _request_changes(request, route)
     path = choice.path or request.path
     query = request.query
     if choice.path and b"?" in choice.path:
@@ -101,9 +114,16 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
         identity = request.request_id
     else:
         identity = request.request_id = new_request_id()
-    fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
+    own = b"%bX-Request-ID: %b\r\n%b" % (
+        origin.fields(request, trusted),
+        identity,
+        VIA if request.version == 11 else VIA_10,
+    )
     if request.cookies:
-        fields += b"Cookie: %b\r\n" % request.cookies
+        own = b"Cookie: %b\r\n%b" % (request.cookies, own)
+    if route.set_headers or route.remove_headers:
+        lines, own = _request_changes(request, route, own)
+    fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
     if request.length:
         fields += (
             b"Transfer-Encoding: chunked\r\n"
@@ -116,15 +136,13 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
         fields += b"Content-Length: 0\r\n"
     if request.upgrade:
         fields += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade
-    return b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-ID: %b\r\n%b\r\n" % (
+    return b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%b\r\n" % (
         request.method,
         path,
         query,
-        choice.host or request.host_field,
+        choice.host or request.host_field or origin.host,
         fields,
-        origin.fields(request, trusted),
-        identity,
-        VIA,
+        own,
     )
 
 
@@ -146,7 +164,7 @@ def response_head(request: Request, response: Response, assignment: Assignment, 
     fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
     if assignment.set_cookie:
         fields += b"Set-Cookie: %b\r\n" % assignment.set_cookie
-        if b"cache-control" not in response.names:
+        if not any(PRIVATE.match(line) for line in lines):
             # A shared cache must not hand one user's cookie to another.
             fields += b"Cache-Control: private\r\n"
     length = response.length
@@ -158,7 +176,7 @@ def response_head(request: Request, response: Response, assignment: Assignment, 
         fields += b"Connection: close\r\n"
     elif request.version == 10:
         fields += b"Connection: keep-alive\r\n"
-    return b"HTTP/1.1%b\r\n%b%b\r\n" % (response.start, fields, VIA)
+    return b"HTTP/1.1%b\r\n%b%b\r\n" % (response.start, fields, VIA if response.version == 11 else VIA_10)
 
 
 def interim_head(response: Response) -> bytes:

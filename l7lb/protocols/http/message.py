@@ -115,7 +115,7 @@ def read_request(head: bytes, fields: int) -> Request:
             _other_field(request, field.name, code, field.value)
     if hosts != 1 and (hosts or request.version == 11):
         raise SyntaxFault(400, "there must be one Host field")
-    _settle_target(request, target)
+    _settle_target(request, target, hosts)
     if coding:
         if length:
             raise SyntaxFault(400, "Content-Length beside Transfer-Encoding")
@@ -146,7 +146,7 @@ def _request_line(line: bytes, request: Request) -> bytes:
     return target
 
 
-def _settle_target(request: Request, target: bytes) -> None:
+def _settle_target(request: Request, target: bytes, hosts: int) -> None:
     path, query, authority = split_target(request.method, target)
     request.path = path
     request.query = query
@@ -156,8 +156,11 @@ def _settle_target(request: Request, target: bytes) -> None:
             raise SyntaxFault(400, "the host is malformed")
     if authority is not None:
         named = normal_host(authority)
-        if request.host_field and named[0] != request.host:
+        default = 443 if target[:6].lower() == b"https:" else 80
+        if hosts and (named[0] != request.host or (named[1] or default) != (request.port or default)):
             raise SyntaxFault(400, "Host differs from the request target")
+        if not named[0]:
+            raise SyntaxFault(400, "the request target names no host")
         request.host_field = request.host_field or authority
         request.host, request.port = named
 
