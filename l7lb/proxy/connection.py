@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from l7lb.core.actions import (
     CLIENT,
@@ -41,8 +41,15 @@ LINGER_SECONDS = 2.0  # how long a client that still sends is listened to after 
 LINGER_BYTES = 4 * 1024 * 1024
 FLUSH_SECONDS = 30.0  # how long the last answer may take to leave without progress
 
-OPEN, FLUSHING, LINGERING, GONE = range(4)
-RECEIVED, ENDED, MOVED, EXPIRED, DRAINING = range(5)
+OPEN: Final = 0
+FLUSHING: Final = 1
+LINGERING: Final = 2
+GONE: Final = 3
+RECEIVED: Final = 0
+ENDED: Final = 1
+MOVED: Final = 2
+EXPIRED: Final = 3
+DRAINING: Final = 4
 
 log = logging.getLogger("l7lb.connection")
 

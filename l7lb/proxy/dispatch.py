@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from errno import EINPROGRESS
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from l7lb.core.actions import Action, NeedServer, Release
 from l7lb.core.contracts import Assignment, Balancer, Choice, Stickiness
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 QUEUE_POLL = 0.01  # seconds between looks at what the other workers have given back
 LOG_SECONDS = 1.0
 
-NEW, QUEUED, CONNECTING, HELD, DONE = range(5)
+NEW: Final = 0
+QUEUED: Final = 1
+CONNECTING: Final = 2
+HELD: Final = 3
+DONE: Final = 4
 
 log = logging.getLogger("l7lb.dispatch")
 
@@ -198,7 +202,6 @@ class Dispatcher:
             return self._enqueue(ticket, now)
         if not server.config.max_connections:
             server.active += 1
-            self._cells[self._base + server.slot * COLUMNS] = server.active
         ticket.phase = NEW  # from here on it holds a place, to be given back
         ticket.runtime.balancer.taken(server)
         ticket.queue_time = now - ticket.began
@@ -232,8 +235,11 @@ class Dispatcher:
         """Bring the shared counts up to date."""
         for runtime in self.pools.values():
             for server in runtime.state.servers:
+                row = self._base + server.slot * COLUMNS
+                if self._cells[row] != server.active:
+                    self._cells[row] = server.active
                 if server.tally.requests:
-                    self._counts.add(self._base + server.slot * COLUMNS, server.tally)
+                    self._counts.add(row, server.tally)
 
     def refresh_all(self) -> None:
         """Look at what all other workers have in progress, for algorithms that compare load."""
@@ -441,7 +447,9 @@ class Dispatcher:
         server = ticket.server
         ticket.phase = DONE
         server.active -= 1
-        self._cells[self._base + server.slot * COLUMNS] = server.active
+        if server.config.max_connections or not server.active:
+            # Others wait for this place, or the server may be configured no longer; else `publish` tells soon enough.
+            self._cells[self._base + server.slot * COLUMNS] = server.active
         ticket.runtime.balancer.released(server, latency)
         if failure is None:
             if server.failures and latency >= 0:

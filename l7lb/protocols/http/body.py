@@ -11,10 +11,16 @@ States of the chunked reader::
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.syntax import OWS, SyntaxFault, field_name
 
-SIZE, DATA, DATA_END, TRAILERS, DONE = range(5)
+SIZE: Final = 0
+DATA: Final = 1
+DATA_END: Final = 2
+TRAILERS: Final = 3
+DONE: Final = 4
 
 MAX_SIZE_LINE = 256  # bytes of a chunk's size and extensions
 MAX_SIZE_DIGITS = 15

@@ -7,6 +7,8 @@ a whole one; after an answer that did not wait for its request's end, the connec
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToClient
 from l7lb.core.contracts import Peer
 from l7lb.core.errors import Failure, Owner
@@ -16,7 +18,13 @@ from l7lb.protocols.http.forward import Origin
 from l7lb.protocols.http.session import Exchange, Unread
 from l7lb.protocols.http.settings import HttpSettings
 
-IDLE, HEAD, ROUTING, WAITING, ANSWERING, TUNNEL, CLOSED = range(7)
+IDLE: Final = 0
+HEAD: Final = 1
+ROUTING: Final = 2
+WAITING: Final = 3
+ANSWERING: Final = 4
+TUNNEL: Final = 5
+CLOSED: Final = 6
 PHASES = ("idle", "request-header", "queue", "response-header", "response-body", "tunnel", "closed")
 MAX_TRUST = 4096
 

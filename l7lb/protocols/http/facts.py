@@ -25,7 +25,7 @@ Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 class HttpFacts(Facts):
     """The facts of one request. ``query`` of the URL is looked at without its question mark."""
 
-    __slots__ = ("request",)
+    __slots__ = ("_cookie", "_cookies", "request")
 
     def __init__(self, listener: str, source: str, scheme: bytes, request: Request) -> None:
         self.protocol = "http"
@@ -36,6 +36,8 @@ class HttpFacts(Facts):
         self.path = request.path
         self.method = request.method
         self.request = request
+        self._cookie = b""  # the cookie asked for last, since persistence asks twice
+        self._cookies: Sequence[bytes] = NOTHING
 
     def header(self, name: bytes) -> Sequence[bytes]:
         request = self.request
@@ -50,6 +52,12 @@ class HttpFacts(Facts):
         return request.values(name)
 
     def cookie(self, name: bytes) -> Sequence[bytes]:
+        if name != self._cookie:
+            self._cookie = name
+            self._cookies = self._find_cookie(name)
+        return self._cookies
+
+    def _find_cookie(self, name: bytes) -> Sequence[bytes]:
         cookies = self.request.cookies
         if cookies.find(name) < 0:
             return NOTHING

@@ -7,16 +7,19 @@ in lower case, in step.
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7lb.protocols.http import syntax
-from l7lb.protocols.http.syntax import OWS, SyntaxFault, read_field, recent_fields, tokens
+from l7lb.protocols.http.syntax import FIELDS, OWS, SyntaxFault, read_field
 from l7lb.protocols.http.target import normal_host, split_target
 
-CHUNKED = -1  # a body's length where it is not known beforehand
-UNTIL_CLOSE = -2
+CHUNKED: Final = -1  # a body's length where it is not known beforehand
+UNTIL_CLOSE: Final = -2
 
 VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
 METHODS = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"])
 IDEMPOTENT = frozenset([b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"])
+OPTIONS = frozenset([b"keep-alive", b"close", b"upgrade"])  # of Connection, that are no field's name
 MAX_LOOPS = 10
 MAX_STARTS = 256
 
@@ -90,7 +93,9 @@ def read_request(head: bytes, fields: int) -> Request:
     hosts = 0
     for index in range(1, len(lines)):
         line = lines[index]
-        field = recent_fields(line) or read_field(line)
+        field = FIELDS.get(line)
+        if field is None:
+            field = read_field(line)
         code = field.code
         if not code or code == syntax.SET_COOKIE:
             kept.append(field.line)
@@ -104,13 +109,13 @@ def read_request(head: bytes, fields: int) -> Request:
             if length:
                 raise SyntaxFault(400, "more than one Content-Length")
             length = field.value
-            request.length = syntax.content_length(length)
+            request.length = field.number
         elif code == syntax.TRANSFER_ENCODING:
             coding = coding + b"," + field.value if coding else field.value
             if not field.value:
                 raise SyntaxFault(400, "Transfer-Encoding is empty")
         elif code == syntax.CONNECTION:
-            listed = (listed or []) + tokens(field.value)
+            listed = field.tokens if listed is None else listed + field.tokens
         else:
             _other_field(request, field.name, code, field.value)
     if hosts != 1 and (hosts or request.version == 11):
@@ -195,7 +200,7 @@ def _settle_connection(request: Request, listed: list[bytes] | None) -> None:
     request.close = b"close" in listed or (request.version == 10 and b"keep-alive" not in listed)
     if b"upgrade" not in listed or request.version == 10:
         request.upgrade = b""
-    drop = [name for name in listed if name in request.names]
+    drop = [name for name in listed if name not in OPTIONS and name in request.names]
     if drop:
         kept = [pair for pair in zip(request.names, request.lines, strict=True) if pair[0] not in drop]
         request.names = [name for name, _ in kept]
@@ -237,7 +242,9 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
     listed: list[bytes] | None = None
     for index in range(1, len(lines)):
         line = lines[index]
-        field = recent_fields(line) or read_field(line)
+        field = FIELDS.get(line)
+        if field is None:
+            field = read_field(line)
         code = field.code
         if not code:
             kept.append(field.line)
@@ -245,11 +252,11 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
         elif code == syntax.CONTENT_LENGTH:
             if length >= 0:
                 raise SyntaxFault(502, "more than one Content-Length")
-            length = syntax.content_length(field.value)
+            length = field.number
         elif code == syntax.TRANSFER_ENCODING:
             coding = coding + b"," + field.value
         elif code == syntax.CONNECTION:
-            listed = (listed or []) + tokens(field.value)
+            listed = field.tokens if listed is None else listed + field.tokens
         elif code == syntax.UPGRADE:
             response.upgrade = field.value
         elif code != syntax.HOP_BY_HOP:
@@ -310,7 +317,7 @@ def _settle_response(response: Response, method: bytes, length: int, coding: byt
             response.close = True
         elif response.version == 10 and b"keep-alive" in listed and response.length != UNTIL_CLOSE and status != 204:
             response.close = False
-        drop = [name for name in listed if name in response.names]
+        drop = [name for name in listed if name not in OPTIONS and name in response.names]
         if drop:
             kept = [pair for pair in zip(response.names, response.lines, strict=True) if pair[0] not in drop]
             response.names = [name for name, _ in kept]

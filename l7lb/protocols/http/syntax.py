@@ -8,6 +8,7 @@ space around a name, one Content-Length of digits, never beside Transfer-Encodin
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from l7lb.core.errors import L7lbError
 
@@ -15,7 +16,7 @@ OWS = b" \t"
 # What may stand in a line of a head: visible ASCII, space, tab and the bytes above ASCII (obs-text).
 LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
-TARGET = re.compile(rb"[!$-;=?-\[\]-_a-z|~{}]+")  # visible ASCII without " # < > \ ` and DEL
+TARGET_BYTES = bytes(set(range(0x21, 0x7F)) - set(b'"#<>\\`'))  # visible ASCII, less what must be encoded
 LINE_END = re.compile(rb"[^\r]\n|\r[^\n]")
 MAX_LENGTH_DIGITS = 18
 MAX_KNOWN = 2048
@@ -23,19 +24,19 @@ MAX_RECENT = 4096
 MAX_RECENT_BYTES = 160
 
 # What the exchange must look at or leave out; every other field passes through.
-HOST = 1
-CONTENT_LENGTH = 2
-TRANSFER_ENCODING = 3
-CONNECTION = 4
-HOP_BY_HOP = 5
-UPGRADE = 6
-EXPECT = 7
-FORWARDED = 8
-REQUEST_ID = 9
-COOKIE = 10
-SET_COOKIE = 11
-VIA = 12
-UNSAFE = 13  # names that a gateway on the server's side could take for another one
+HOST: Final = 1
+CONTENT_LENGTH: Final = 2
+TRANSFER_ENCODING: Final = 3
+CONNECTION: Final = 4
+HOP_BY_HOP: Final = 5
+UPGRADE: Final = 6
+EXPECT: Final = 7
+FORWARDED: Final = 8
+REQUEST_ID: Final = 9
+COOKIE: Final = 10
+SET_COOKIE: Final = 11
+VIA: Final = 12
+UNSAFE: Final = 13  # names that a gateway on the server's side could take for another one
 
 CODES = {
     b"host": HOST,
@@ -101,7 +102,7 @@ def find_end(buffer: bytes, limit: int, searched: int = 0) -> int:
     ``searched`` bytes were looked at before. Raises SyntaxFault: 400 for a bare CR or LF, 414 or 431 beyond
     ``limit`` bytes.
     """
-    end = buffer.find(b"\r\n\r\n", max(0, searched - 3), limit)
+    end = buffer.find(b"\r\n\r\n", searched - 3, limit) if searched > 3 else buffer.find(b"\r\n\r\n", 0, limit)
     if end >= 0:
         return end
     # Incomplete or too large: a client that ends lines in another way should not have to wait for a time-out.
@@ -115,25 +116,30 @@ def find_end(buffer: bytes, limit: int, searched: int = 0) -> int:
 
 
 class Field:
-    """A header line that has been read: its name in lower case, its code, its value, and how it is sent on."""
+    """A header line that has been read: its name in lower case, its code, its value, and how it is sent on.
 
-    __slots__ = ("code", "line", "name", "value")
+    ``number`` is a Content-Length's, ``tokens`` a Connection's elements in lower case.
+    """
+
+    __slots__ = ("code", "line", "name", "number", "tokens", "value")
 
     def __init__(self, name: bytes, code: int, value: bytes, line: bytes) -> None:
         self.name = name
         self.code = code
         self.value = value
         self.line = line
+        self.number = content_length(value) if code == CONTENT_LENGTH else -1
+        self.tokens = tokens(value) if code == CONNECTION else []
 
 
-_fields: dict[bytes, Field] = {}
+FIELDS: Final[dict[bytes, Field]] = {}  # those read last, by their line
 
 
 def read_field(line: bytes) -> Field:
     """A header line in parsed form; raises SyntaxFault(400).
 
     Clients and servers repeat most of their lines, so the parsed form of those seen last is kept: callers look into
-    ``recent_fields`` first.
+    ``FIELDS`` first.
     """
     name, colon, value = line.partition(b":")
     if not colon:
@@ -144,13 +150,10 @@ def read_field(line: bytes) -> Field:
     value = value.strip(OWS)
     field = Field(lower, code, value, name + b": " + value)
     if len(line) <= MAX_RECENT_BYTES:
-        if len(_fields) >= MAX_RECENT:
-            _fields.clear()
-        _fields[line] = field
+        if len(FIELDS) >= MAX_RECENT:
+            FIELDS.clear()
+        FIELDS[line] = field
     return field
-
-
-recent_fields = _fields.get
 
 
 def content_length(value: bytes) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from l7lb.protocols.http.syntax import TARGET, SyntaxFault
+from l7lb.protocols.http.syntax import TARGET_BYTES, SyntaxFault
 
 UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 ESCAPE = re.compile(rb"%(..?)?", re.DOTALL)
@@ -84,7 +84,7 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | No
 
     Raises SyntaxFault: 400 for what no form allows.
     """
-    if not TARGET.fullmatch(target):
+    if not target or target.translate(None, TARGET_BYTES):
         raise SyntaxFault(400, "a character in the request target that must be encoded")
     authority = None
     if target[:1] != b"/":
