@@ -44,6 +44,17 @@ Upgrades = Annotated[
 ]
 
 
+def _within(least: int, most: int) -> AfterValidator:
+    """Limits of a size."""
+
+    def check(size: int) -> int:
+        if not least <= size <= most:
+            raise wrong(f"{format_size(size)} is not between {format_size(least)} and {format_size(most)}")
+        return size
+
+    return AfterValidator(check)
+
+
 class Forwarded(Section):
     """Headers that say whom a request came from."""
 
@@ -68,12 +79,12 @@ class Timeouts(Section):
 class Limits(Section):
     """How much a client may send, and how many may come."""
 
-    header_bytes: Annotated[Size, AfterValidator(lambda size: _within(size, 256, 1024**2))] = Field(
+    header_bytes: Annotated[Size, _within(256, 1024**2)] = Field(
         default=32 * 1024, description="Of a request's line and headers together; more is answered with 414 or 431."
     )
     headers: int = Field(default=100, ge=1, le=1000, description="How many headers a request may have.")
     body_bytes: Size = Field(default=10 * 1024**3, description="Of a request's body; more is answered with 413.")
-    pipeline_bytes: Annotated[Size, AfterValidator(lambda size: _within(size, 1024, 16 * 1024**2))] = Field(
+    pipeline_bytes: Annotated[Size, _within(1024, 16 * 1024**2)] = Field(
         default=64 * 1024, description="Read ahead from a client that sends requests before it has the answers."
     )
     connections: int = Field(
@@ -85,12 +96,6 @@ class Limits(Section):
     backlog: int = Field(
         default=4096, ge=1, le=65535, description="Connections that the kernel holds until they are accepted."
     )
-
-
-def _within(size: int, least: int, most: int) -> int:
-    if not least <= size <= most:
-        raise wrong(f"{format_size(size)} is not between {format_size(least)} and {format_size(most)}")
-    return size
 
 
 class HttpListener(Listener):
