@@ -49,15 +49,18 @@ def _redirection(value: int) -> int:
     return value
 
 
-def _template(value: str, host: bool = False) -> str:
-    problem = check_template(value, None, host)
+def _template(value: str) -> str:
+    problem = check_template(value)
     if problem:
         raise wrong(problem)
     return value
 
 
 def _host_template(value: str) -> str:
-    return _template(value, host=True)
+    problem = check_template(value, host=True)
+    if problem:
+        raise wrong(problem)
+    return value
 
 
 def _body(value: str) -> str:

@@ -49,7 +49,7 @@ def simple_kind(node: Schema, root: Schema) -> str:
         case "boolean":
             return "true or false"
         case "integer" | "number":
-            return f"{node.get('minimum', '')} to {node['maximum']}" if "maximum" in node else "number"
+            return f"{node.get('minimum', 0):.12g} to {node['maximum']:.12g}" if "maximum" in node else "number"
         case "array":
             return f"list of {kind(node['items'], root)}"
         case "object":
