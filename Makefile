@@ -61,7 +61,11 @@ serial: packages environment ## what measures time, alone
 
 bench: bench-packages ## compiled, beside HAProxy and nginx; exits 1 beyond a limit (BENCH="keep-alive --rounds 9")
 	@.ci/environment .venv-compiled compiled
-	@.venv-compiled/bin/python -m benchmarks $(BENCH)
+	@failed=0; .venv-compiled/bin/python -m benchmarks $(BENCH) || failed=1; \
+		if [[ -z "$(BENCH)" ]]; then \
+			.venv-compiled/bin/python -P benchmarks/decisions.py || failed=1; \
+			.venv-compiled/bin/python -P benchmarks/sticky.py || failed=1; \
+		fi; exit $$failed
 
 soak: packages environment ## the long runs: scenarios marked slow, and the fuzzers for longer
 	@L7LB_FUZZ_SEEDS=$(SEEDS) $(PYTEST) --timeout 3600 -m slow
