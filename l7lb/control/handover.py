@@ -48,6 +48,7 @@ class Handover:
         self.pid = 0  # the new supervisor
         self._yielded = False
         self._served = False
+        self._end_later = False  # a signal came while nobody had the node
         self._status: int | None = None  # what the new one exits with, as far as the keeper knows
         self._news = asyncio.Event()
 
@@ -62,7 +63,7 @@ class Handover:
             log.warning("no new supervisor is started now", state=self.supervisor.state, new=self.pid)
             return
         try:
-            reply, _ = await self.supervisor.keeper.request("start-supervisor")
+            reply, _ = await self.supervisor.crew.keeper.request("start-supervisor")
         except L7lbError as error:
             log.error("no new supervisor could be started, this one goes on", error=str(error))
             return
@@ -71,17 +72,23 @@ class Handover:
 
     def forward(self, number: int) -> bool:
         """Pass a signal on to the new supervisor, if there is one to take it; returns whether."""
-        if self.pid and (self._yielded or number == signal.SIGTERM):
-            try:
-                os.kill(self.pid, number)
-            except OSError:
-                pass  # it has just ended, and its status is ours
-        return self._yielded
+        if self.supervisor.state == "yielding" and not self._served:
+            self._end_later |= number in (signal.SIGTERM, signal.SIGINT)
+            return True
+        if self.pid and (self._served or number in (signal.SIGTERM, signal.SIGINT)):
+            self._kill(number)
+        return self._served
+
+    def _kill(self, number: int) -> None:
+        try:
+            os.kill(self.pid, signal.SIGTERM if number == signal.SIGINT else number)
+        except OSError:
+            pass  # it has just ended, and its status is ours
 
     def event(self, event: Event) -> None:
         """News from the keeper."""
         name = event["event"]
-        if name == "yield":
+        if name == "yield" and self.supervisor.state == "serving":
             self.pid = event["pid"]
             self.supervisor.spawn(self._yield())
         elif name == "supervises" and self._yielded:
@@ -110,7 +117,11 @@ class Handover:
         log.info("the node goes to a new supervisor", new=self.pid)
         await supervisor.release()
         self._yielded = True
-        await supervisor.keeper.request("yield")
+        try:
+            await supervisor.crew.keeper.request("yield")
+        except L7lbError as error:  # the keeper has died in this moment: nobody supervises, so nobody must wait here
+            log.error("the node can't be handed over", error=str(error))
+            supervisor.end(1)
 
     async def _take_back(self) -> None:
         self._yielded = False
@@ -120,6 +131,8 @@ class Handover:
         except (L7lbError, OSError) as error:
             log.error("this supervisor can't take the node back", error=str(error))
             self.supervisor.end(1)
+        if self._end_later:
+            self.supervisor.terminate()
 
     async def _wait(self) -> None:
         """Until the node's last supervisor has ended."""
@@ -127,7 +140,9 @@ class Handover:
         if self.replaces:
             self.supervisor.end(0)
             return
-        self.supervisor.binds.drop()
+        self.supervisor.crew.binds.drop()
+        if self._end_later:
+            self._kill(signal.SIGTERM)
         self.supervisor.spawn(self._stay_in_touch())
         while True:
             pid = self.pid
@@ -147,7 +162,7 @@ class Handover:
     async def _stay_in_touch(self) -> None:
         """Hear of the node's supervisors, also from another keeper than before."""
         while True:
-            keeper = self.supervisor.keeper
+            keeper = self.supervisor.crew.keeper
             await keeper.closed.wait()
             keeper.reap()
             found: KeeperClient | None = None
@@ -160,5 +175,5 @@ class Handover:
                 except (L7lbError, OSError):
                     found = None
             found.on_event = self.event
-            self.supervisor.keeper = found
+            self.supervisor.crew.keeper = found
             self.pid = int(found.state["supervisor"]) or self.pid

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from l7lb import __version__
 from l7lb.control.keeper_client import Event
 from l7lb.proxy.counts import ACTIVE
-from l7lb.proxy.workers.children import STATE, WORKER
+from l7lb.proxy.workers.children import WORKER
 
 if TYPE_CHECKING:
     from l7lb.control.supervisor import Supervisor
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 def describe(supervisor: Supervisor) -> dict[str, Any]:
     """All of it."""
     effective = supervisor.node.effective()
-    children = supervisor.children.values()
+    crew = supervisor.crew
+    children = crew.children.values()
     return {
         "node": effective.node,
         "version": __version__,
         "state": supervisor.state,
         "supervisor": {"pid": os.getpid(), "since": supervisor.since},
-        "keeper": {"pid": supervisor.keeper.state.get("pid", 0)},
-        "state_process": {"pid": next((child["pid"] for child in children if child["kind"] == STATE), 0)},
+        "keeper": {"pid": crew.keeper.state["pid"]},
+        "state_process": {"pid": crew.state_process},
         "workers": [_worker(supervisor, child) for child in children if child["kind"] == WORKER],
         "listeners": [
-            {"name": one.name, "protocol": one.protocol, "bind": [supervisor.binds.text(bind) for bind in one.bind]}
+            {"name": one.name, "protocol": one.protocol, "bind": [crew.binds.text(bind) for bind in one.bind]}
             for one in effective.listeners
         ],
         "reload": supervisor.last_reload,
@@ -39,9 +40,9 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
 
 def _worker(supervisor: Supervisor, child: Event) -> dict[str, Any]:
     connections = 0
-    if supervisor.counts is not None:
+    if supervisor.crew.counts is not None:
         slots = [listener.slot for listener in supervisor.node.effective().listeners]
-        connections = sum(supervisor.counts.of(child["block"], slot, ACTIVE) for slot in slots)
+        connections = sum(supervisor.crew.counts.of(child["block"], slot, ACTIVE) for slot in slots)
     link = supervisor.services.links.links.get(child["pid"])
     began = datetime.fromtimestamp(time.time() - time.monotonic() + child["started"], UTC)
     return {

@@ -86,10 +86,14 @@ class Wanted:
 
 
 class Herd:
-    """See the module. ``changed`` is called with each child that was started, and after one has ended."""
+    """See the module. The callbacks hear of each child: that it was started, is to leave, has ended."""
 
     def __init__(
-        self, counts: int, started: Callable[[Child], None], ended: Callable[[Child, int | None], None]
+        self,
+        counts: int,
+        started: Callable[[Child], None],
+        leaving: Callable[[Child], None],
+        ended: Callable[[Child, int | None], None],
     ) -> None:
         self.counts = counts
         self.snapshot = -1  # a memfd
@@ -99,6 +103,7 @@ class Herd:
         self.ending = False
         self.pauses = Pauses()
         self._started = started
+        self._leaving = leaving
         self._ended = ended
         self._cells = Counts(counts)
 
@@ -137,13 +142,17 @@ class Herd:
         """Workers add up the blocks of all that live: one that leaves has a block beside its successor's."""
         self._cells.blocks = max((child.block + 1 for child in self.workers), default=0)
 
+    def let_go(self, child: Child, kill_at: float, told: bool = False) -> None:
+        """A child is to leave until then (monotonic seconds)."""
+        child.kill_at, child.told = kill_at, told
+        self._leaving(child)
+
     def end(self, seconds: float, now: float) -> None:
         """Drain all workers within so many seconds, then end the state process."""
         self.ending = True
         for child in self.workers:
             limit = now + seconds
-            child.kill_at = min(child.kill_at, limit) if child.leaving else limit
-            child.told = False
+            self.let_go(child, min(child.kill_at, limit) if child.leaving else limit)
         self._serve()
         for key in list(self.binds):
             self.close(key)
@@ -188,10 +197,10 @@ class Herd:
             old = child.generation != self.wanted.generation
             successor = current.get(child.index)
             if (extra and replaced) or (old and successor is not None and successor.ready):
-                child.kill_at = now + self.wanted.retire
+                self.let_go(child, now + self.wanted.retire)
         if self.ending and not self.workers:
             for child in self.of_kind(STATE):
-                child.kill_at = now + SAVING
+                self.let_go(child, now + SAVING)
 
     def _share(self) -> dict[int, dict[str, frozenset[int]]]:
         """By process: the sockets' numbers that it should accept from, for each bind."""

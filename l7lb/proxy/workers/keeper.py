@@ -60,7 +60,7 @@ class Keeper:
         self.counts = counts
         self.selector = selectors.DefaultSelector()
         self.peers: list[Peer] = []
-        self.herd = Herd(counts, self._watch, self._ended)
+        self.herd = Herd(counts, self._watch, self._leaving, self._ended)
         self.without_supervisor = 3600.0
         self.alone_since = time.monotonic()
         self.log_options = ("info", "text")
@@ -122,6 +122,9 @@ class Keeper:
         self._listen_no_more(child)
         self.herd.remove(child, time.monotonic())
 
+    def _leaving(self, child: Child) -> None:
+        self.tell("supervisor", {"event": "leaving", **child.describe()})
+
     def _ended(self, child: Child, code: int | None) -> None:
         event = {"event": "ended", "code": code, **child.describe()}
         self.tell("supervisor", event)
@@ -144,7 +147,7 @@ class Keeper:
             child.ready = True
             self.tell("supervisor", {"event": "ready", **child.describe()})
         elif packet.get("op") == "leaving" and not child.leaving:  # somebody has told it to
-            child.kill_at, child.told = time.monotonic() + self.herd.wanted.retire, True
+            self.herd.let_go(child, time.monotonic() + self.herd.wanted.retire, told=True)
 
     def _listen_no_more(self, child: Child) -> None:
         if child.control is not None and child.control.fileno() in self.selector.get_map():
