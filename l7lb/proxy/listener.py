@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
 import socket
 from bisect import bisect_left
 from collections.abc import Callable
@@ -28,6 +30,8 @@ from l7lb.routing.templates import Template, compile_template
 
 BATCH = 32  # connections accepted before others get their turn
 PAUSE_SECONDS = 0.1
+LEAST_RESERVED = 8  # descriptors kept for connections to servers: a tenth, within these bounds
+MOST_RESERVED = 512
 COMPLAIN_SECONDS = 5.0
 
 log = logging.getLogger("l7lb.listener")
@@ -153,6 +157,8 @@ class Acceptor:
         self._on = False
         self._pause: asyncio.TimerHandle | None = None
         self._complained = -COMPLAIN_SECONDS
+        self._most = 0  # descriptors from this number on are kept for connections to servers
+        self._looked = -COMPLAIN_SECONDS
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             # Accepted sockets inherit it: one system call saved for each connection.
@@ -184,8 +190,32 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._pause = None
-        if self._on:
+        if not self._on:
+            return
+        try:
+            lowest = os.dup(self._fd)
+        except OSError:
+            lowest = self._most
+        else:
+            os.close(lowest)
+        if lowest >= self._most:
+            self._pause = self._loop.call_later(PAUSE_SECONDS, self._resume)
+        else:
             self._loop.add_reader(self._fd, self._accept)
+
+    def _look(self, now: float) -> None:
+        """How many descriptors may be open, and so how many may be clients'."""
+        self._looked = now
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        reserve = min(MOST_RESERVED, max(LEAST_RESERVED, limit // 10))
+        self._most = limit - reserve if limit != resource.RLIM_INFINITY else 1 << 30
+
+    def _few_left(self, listener: ListenerState, reason: str, now: float) -> None:
+        """No descriptors or memory: those who are here go on, those who wait stay in the kernel's queue."""
+        if now - self._complained >= COMPLAIN_SECONDS:
+            self._complained = now
+            log.warning("listener %s pauses: %s", listener.name, reason)
+        self._wait()
 
     def _accept(self) -> None:
         listener = self._find()
@@ -193,6 +223,8 @@ class Acceptor:
             self.stop()
             return
         now = monotonic()
+        if now - self._looked >= COMPLAIN_SECONDS:
+            self._look(now)
         for _ in range(BATCH):
             if self._at_limit(listener):
                 self._wait()
@@ -205,13 +237,13 @@ class Acceptor:
             except ConnectionError:
                 continue  # it left while it waited
             except OSError as problem:
-                # No descriptors or memory: those who are here go on, those who wait stay in the kernel's queue.
-                if now - self._complained >= COMPLAIN_SECONDS:
-                    self._complained = now
-                    log.warning("listener %s pauses: %s", listener.name, problem.strerror)
-                self._wait()
+                self._few_left(listener, problem.strerror or str(problem), now)
                 return
             self._begin(listener, socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=fd), address, now)
+            if fd >= self._most:
+                # The kernel gives the lowest free number, so nearly all are in use; the rest is for servers.
+                self._few_left(listener, "nearly all file descriptors are in use", now)
+                return
 
     def _begin(self, listener: ListenerState, sock: socket.socket, address: Any, now: float) -> None:
         if self._family == socket.AF_UNIX:
