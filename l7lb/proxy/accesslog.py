@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import socket
+import stat
 import time
 from collections.abc import Callable
 
@@ -16,6 +19,8 @@ from l7lb.core.snapshot import AccessLog
 FLUSH_BYTES = 64 * 1024
 FLUSH_SECONDS = 0.1
 MAX_PENDING = 4 * 1024 * 1024  # bytes kept for a reader that does not keep up; beyond it lines are dropped and counted
+
+SPECIAL = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
 
 log = logging.getLogger("l7lb.access")
 
@@ -31,11 +36,28 @@ def formatter(pattern: str) -> Callable[[AccessRecord], bytes]:
     if pattern == "json":
         encoder = msgspec.json.Encoder()
         return lambda record: encoder.encode(record) + b"\n"
-    return lambda record: (pattern.format_map(msgspec.structs.asdict(record)) + "\n").encode("utf-8", "replace")
+
+    def line(record: AccessRecord) -> bytes:
+        fields = {
+            name: _plain(value) if isinstance(value, str) else value
+            for name, value in msgspec.structs.asdict(record).items()
+        }
+        return (pattern.format_map(fields) + "\n").encode("utf-8", "replace")
+
+    return line
+
+
+def _plain(text: str) -> str:
+    """A client's text as it may stand in a line: without quotes, backslashes and control characters of its own."""
+    return SPECIAL.sub(lambda match: f"\\x{ord(match[0]):02x}", text) if SPECIAL.search(text) else text
 
 
 class AccessLogWriter:
-    """Appends to a file, or to standard output for ``-``. Lines of several workers don't mix: each write is whole."""
+    """Appends to a file, or to standard output for ``-``. Lines of several workers don't mix: each write is whole.
+
+    It never waits for a reader that is slow; what exceeds MAX_PENDING then, and what a full disk does not take, is
+    dropped and counted.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: AccessLog) -> None:
         self.config = config
@@ -46,6 +68,10 @@ class AccessLogWriter:
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._fd = -1
+        self._socket: socket.socket | None = None  # standard output, where it is one
+        self._failing = False
+        self._partial = False  # what waits begins inside a line
+        self._torn = False  # the last line that was written is not whole
         self.reopen()
 
     def write(self, record: AccessRecord) -> None:
@@ -70,23 +96,47 @@ class AccessLogWriter:
         if not self._lines or self._fd < 0:
             return
         data = b"".join(self._lines)
+        if self._torn:
+            data = b"\n" + data
         try:
-            count = os.write(self._fd, data)
+            count = self._write(data)
         except BlockingIOError:
             count = 0
         except OSError as problem:
-            log.error("access log %s: %s", self.config.path, problem.strerror)
-            count = len(data)  # a full disk must not fill the memory as well
+            self._lost(data, problem)
+            return
+        self._failing = False
+        self._torn = False
         rest = data[count:]
         self._lines = [rest] if rest else []
         self._size = len(rest)
         if rest:
+            self._partial = count > 0 or self._partial
             self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)
+        else:
+            self._partial = False
+
+    def _write(self, data: bytes) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return os.write(self._fd, data)
+
+    def _lost(self, data: bytes, problem: OSError) -> None:
+        """Drop what can't be written: a full disk must not fill the memory as well."""
+        self.dropped += data.count(b"\n")
+        if not self._failing:
+            self._failing = True
+            log.error("access log %s: %s; lines are lost", self.config.path, problem.strerror)
+        self._torn = self._torn or self._partial
+        self._partial = False
+        self._lines = []
+        self._size = 0
 
     def reopen(self) -> None:
         """Open the file again, by its name; raises OSError only at the first time."""
         if self.config.path == "-":
-            self._fd = 1
+            if self._fd < 0:
+                self._open_output()
             return
         self.flush()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
@@ -102,11 +152,25 @@ class AccessLogWriter:
             os.close(self._fd)
         self._fd = opened
 
+    def _open_output(self) -> None:
+        """Open standard output for ourselves, so that a slow reader does not stop the worker, and that its other users
+        don't find it non-blocking. A socket can't be opened again, but it has a way to write without waiting.
+        """
+        try:
+            self._fd = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            self._fd = os.dup(1)
+            if stat.S_ISSOCK(os.fstat(self._fd).st_mode):
+                self._socket = socket.socket(fileno=self._fd)
+
     def close(self) -> None:
         """Write the rest and close."""
         self.flush()
         if self._timer is not None:
             self._timer.cancel()
-        if self._fd > 2:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        elif self._fd > 2:
             os.close(self._fd)
         self._fd = -1
