@@ -8,7 +8,7 @@ BIN := .venv/bin
 REPORTS := build/reports
 PYTEST := $(BIN)/python -m pytest -rs
 SEEDS ?= 2000
-COMPILED_TESTS := tests/core tests/protocols tests/proxy tests/routing tests/fuzz
+COMPILED_TESTS := $(wildcard tests/core tests/protocols tests/proxy tests/routing tests/fuzz)
 
 # command=package: the package is installed where the command is missing.
 COMPILER_PACKAGES := gcc=gcc /usr/include/python3.11/Python.h=python3-dev
