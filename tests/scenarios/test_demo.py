@@ -51,6 +51,22 @@ def test_the_demo_shows_that_nobody_noticed(tmp_path: Path) -> None:
     assert commands(os.fsencode(tmp_path)) == []
 
 
+def test_what_is_not_as_it_should_be_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; from l7lb.demo import web; web.SAMPLES = (web.SAMPLES[0]._replace(status=404),); sys.exit(web.run())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (found.returncode, found.stderr) == (1, "")
+    assert found.stdout.splitlines()[-1].startswith("  WRONG sent: 200 from web")
+    assert list(tmp_path.iterdir()) == []
+    until_none(os.fsencode(tmp_path))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_is_ended_leaves_no_processes(tmp_path: Path, number: int) -> None:
     demo = subprocess.Popen(
