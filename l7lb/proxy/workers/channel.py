@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import socket
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,11 +55,18 @@ def receive(sock: socket.socket) -> tuple[Packet, list[int]]:
     Raises BlockingIOError or TimeoutError when there is none, BrokenChannel at the end.
     """
     try:
-        data, descriptors, flags, _ = socket.recv_fds(sock, PACKET, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds, which ignores its flags: the descriptors would be inherited by every child.
+        space = socket.CMSG_LEN(DESCRIPTORS * array("i").itemsize)
+        data, ancillary, flags, _ = sock.recvmsg(PACKET, space, socket.MSG_CMSG_CLOEXEC)
     except (BlockingIOError, TimeoutError):
         raise
     except OSError as error:
         raise BrokenChannel(str(error)) from error
+    passed = array("i")
+    for level, kind, body in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            passed.frombytes(body[: len(body) - len(body) % passed.itemsize])
+    descriptors = list(passed)
     try:
         if not data:
             raise BrokenChannel("the other side has closed")

@@ -176,9 +176,8 @@ class Herd:
         self._retire(now)
         blocked = self._serve()
         blocked |= self._tell(now)
-        times = [self._kill(now)]
-        if not self.ending:
-            times.append(self._start(now))
+        times = [None if self.ending else self._start(now)]
+        times.append(self._kill(now))
         if blocked:
             times.append(now + AGAIN)
         due = [moment for moment in times if moment is not None]

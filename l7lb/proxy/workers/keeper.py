@@ -229,7 +229,7 @@ class Keeper:
             answer = REQUESTS[name](request)
         except (Refused, listening.BindProblem) as error:
             answer = {"error": str(error)}, []
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
             answer = {"error": f"{type(error).__name__}: {error}"}, []
         channel.close_all(descriptor for descriptor in descriptors if descriptor not in request.kept)
         if answer is not None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1  # grows when the packets change; ``hello`` and ``upgrade`` stay as they are for ever
 BINDS = 1024
+LONGEST = 1e9  # seconds
+HIGHEST = 2**31 - 1
 
 Answer = tuple[channel.Packet, list[int]] | None
 
@@ -57,7 +59,21 @@ class Request:
     @property
     def number(self) -> int:
         """What the reply repeats."""
-        return int(self.packet["id"])
+        return self.integer("id", 0, 2**53)
+
+    def integer(self, name: str, least: int, most: int) -> int:
+        """A field that is a whole number between these. Raises Refused."""
+        value = self.packet.get(name)
+        if not isinstance(value, int) or not least <= value <= most:
+            raise Refused(f"{name} is a whole number from {least} to {most}, not {value!r}")
+        return value
+
+    def seconds(self, name: str) -> float:
+        """A field that is a time. Raises Refused."""
+        value = self.packet.get(name)
+        if not isinstance(value, int | float) or not 0 <= value <= LONGEST:
+            raise Refused(f"{name} is a time from 0 to {LONGEST:g} seconds, not {value!r}")
+        return float(value)
 
     def text(self, name: str) -> str:
         """A field that is a text, or "" where it is missing."""
@@ -92,19 +108,19 @@ def hello(request: Request) -> Answer:
 
 def settings(request: Request) -> Answer:
     """How workers and the state process are started, and the times."""
-    keeper, packet = request.keeper, request.packet
+    keeper = request.keeper
     level, kind = request.text("log_level"), request.text("log_format")
     if level not in logs.LEVELS or kind not in logs.KINDS:
         raise Refused(f"no log level {level!r}, or no log format {kind!r}")
     keeper.set_log(level, kind)
-    keeper.without_supervisor = float(packet["without_supervisor"])
+    keeper.without_supervisor = request.seconds("without_supervisor")
     wanted = keeper.herd.wanted
-    wanted.drain, wanted.retire = float(packet["drain"]), float(packet["retire"])
+    wanted.drain, wanted.retire = request.seconds("drain"), request.seconds("retire")
     common = ["--directory", str(keeper.directory), "--log-level", level, "--log-format", kind]
     if keeper.user is not None:
         common += ["--user", str(keeper.user)]
     wanted.options = [*common, "--without-supervisor", str(keeper.without_supervisor)]
-    wanted.state = [*common, "--size", str(int(packet["size"]))]
+    wanted.state = [*common, "--size", str(request.integer("size", 1, HIGHEST))]
     if request.text("save"):
         wanted.state += ["--save", request.text("save")]
     return {}, []
@@ -113,20 +129,19 @@ def settings(request: Request) -> Answer:
 def open_bind(request: Request) -> Answer:
     """Listen at an address, or hold the sockets that come beside the request; the reply has copies."""
     keeper, packet = request.keeper, request.packet
-    key, host, port, path = request.text("key"), request.text("host"), int(packet["port"]), request.text("path")
-    backlog, shared = int(packet["backlog"]), bool(packet["shared"]) or bool(path)
+    key, host, path = request.text("key"), request.text("host"), request.text("path")
+    port, backlog = request.integer("port", 0, 65_535), request.integer("backlog", 1, HIGHEST)
+    shared = bool(packet["shared"]) or bool(path)
     if key in keeper.herd.binds:
         raise Refused(f"{key} is open already")
     if len(keeper.herd.binds) >= BINDS:
         raise Refused(f"more than {BINDS} addresses")
     if request.descriptors:
+        sockets = _given(request.descriptors)
         request.kept.update(request.descriptors)
-        sockets = [socket.socket(fileno=descriptor) for descriptor in request.descriptors]
-        for sock in sockets:
-            sock.setblocking(False)
     else:
         owner = (keeper.user.uid, keeper.user.gid) if keeper.user else None
-        count = min(max(1, int(packet["count"])), counts.WORKERS)
+        count = request.integer("count", 1, counts.WORKERS)
         beside = bool(packet["beside"])
         sockets = listening.open_sockets(host, port, path, backlog=backlog, count=count, beside=beside, owner=owner)
     bind = Bind(key, host, port, path, backlog, shared, sockets)
@@ -134,23 +149,48 @@ def open_bind(request: Request) -> Answer:
     return {"port": bind.real_port}, [sock.fileno() for sock in sockets]
 
 
+def _given(descriptors: list[int]) -> list[socket.socket]:
+    """Listening sockets that somebody else has opened. Raises Refused."""
+    found: list[socket.socket] = []
+    try:
+        for descriptor in descriptors:
+            found.append(socket.socket(fileno=descriptor))
+            if not found[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise OSError
+            found[-1].setblocking(False)
+    except OSError:
+        for sock in found:
+            sock.detach()  # whoever brought it closes it
+        raise Refused("a descriptor is not a listening socket") from None
+    return found
+
+
+def _known(request: Request) -> str:
+    key = request.text("key")
+    if key not in request.keeper.herd.binds:
+        raise Refused(f"{key!r} is not open")
+    return key
+
+
 def close_bind(request: Request) -> Answer:
     """Listen no more."""
-    request.keeper.herd.close(request.text("key"))
+    request.keeper.herd.close(_known(request))
     return {}, []
 
 
 def sockets(request: Request) -> Answer:
     """Copies of a bind's sockets."""
-    bind = request.keeper.herd.binds[request.text("key")]
+    bind = request.keeper.herd.binds[_known(request)]
     return {"port": bind.real_port}, [sock.fileno() for sock in bind.sockets]
 
 
 def snapshot(request: Request) -> Answer:
     """Hold this snapshot for workers and supervisors to come; so many ``rows`` of the counts are in use."""
     herd = request.keeper.herd
+    rows = request.integer("rows", 0, counts.ROWS)
+    if len(request.descriptors) != 1:
+        raise Refused("a snapshot is one descriptor")
     (descriptor,) = request.descriptors
-    rows = min(int(request.packet["rows"]), counts.ROWS)
     request.kept.add(descriptor)
     if herd.snapshot >= 0:
         os.close(herd.snapshot)
@@ -161,18 +201,17 @@ def snapshot(request: Request) -> Answer:
 
 def want(request: Request) -> Answer:
     """So many workers, of that generation."""
-    herd, count = request.keeper.herd, int(request.packet["count"])
-    if not 0 < count <= counts.WORKERS:
-        raise Refused(f"{count} workers are not between 1 and {counts.WORKERS}")
+    herd = request.keeper.herd
+    count, generation = request.integer("count", 1, counts.WORKERS), request.integer("generation", 0, HIGHEST)
     for bind in herd.binds.values():
         bind.grow(count)
-    herd.wanted.count, herd.wanted.generation = count, int(request.packet["generation"])
+    herd.wanted.count, herd.wanted.generation = count, generation
     return {}, []
 
 
 def adopt(request: Request) -> Answer:
     """Take over the state process of a keeper that is gone."""
-    keeper, pid = request.keeper, int(request.packet["pid"])
+    keeper, pid = request.keeper, request.integer("pid", 0, HIGHEST)
     owner = keeper.user.uid if keeper.user else os.geteuid()
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -187,9 +226,9 @@ def adopt(request: Request) -> Answer:
 
 def drain(request: Request) -> Answer:
     """The end of the node; ``status`` is what the supervisor will exit with."""
-    keeper = request.keeper
-    keeper.herd.end(float(request.packet["seconds"]), time.monotonic())
-    keeper.tell("waiter", {"event": "ending", "status": int(request.packet["status"])})
+    keeper, seconds, status = request.keeper, request.seconds("seconds"), request.integer("status", 0, 255)
+    keeper.herd.end(seconds, time.monotonic())
+    keeper.tell("waiter", {"event": "ending", "status": status})
     return {}, []
 
 
