@@ -1,0 +1,46 @@
+"""What packaging/ holds fits the project: systemd accepts the units, and the image copies what is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGING = ROOT / "packaging"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    for name in ("l7lb.service", "l7lb.socket"):
+        text = (PACKAGING / name).read_text().replace("/usr/bin/l7lb", "/bin/true")
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "l7lb.service"), str(tmp_path / "l7lb.socket")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or line.startswith("l7lb.")]
+    assert ours == []
+
+
+def test_the_service_leaves_the_workers_alone_and_starts_what_there_is() -> None:
+    text = (PACKAGING / "l7lb.service").read_text()
+    for line in ("Type=notify", "NotifyAccess=all", "KillMode=process", "RuntimeDirectoryPreserve=restart"):
+        assert line in text.splitlines()
+    commands = re.findall(r"^Exec\w+=/usr/bin/l7lb (\w+)", text, re.MULTILINE)
+    assert commands == ["check", "serve", "reload"]
+
+
+def test_the_image_copies_what_is_there() -> None:
+    text = (PACKAGING / "Dockerfile").read_text()
+    sources = [word for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
+    assert "l7lb" in sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+    for lock in re.findall(r"-r (requirements/\S+)", text):
+        assert (ROOT / lock).exists(), lock
