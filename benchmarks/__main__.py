@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="alternations (default 5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default 4)")
     parser.add_argument("--idle", type=int, default=10_000, help="idle clients of the memory case")
-    parser.add_argument("--only", default="", help="peers, with commas: l7lb, haproxy, haproxy-splice, nginx")
+    parser.add_argument("--only", default="", help="peers, with commas: l7lb, haproxy, nginx, and variants")
     parser.add_argument("--bare", action="store_true", help="l7lb's data path alone, without supervisor and keeper")
     parser.add_argument("--quick", action="store_true", help="a smoke run: one short round, limits are not judged")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")

@@ -29,16 +29,23 @@ class Plan:
 
 def keep_alive(site: Site, plan: Plan, results: Results) -> None:
     """Small requests over kept connections, with routing and the cookie."""
-    cost, rate = _small(site, plan, (), 50)
+    groups = _chosen(site, plan)
+    if not plan.only or "haproxy-headers" in plan.only:
+        groups.append(peers.haproxy(site, "haproxy-headers", headers=peers.HAPROXY_HEADERS))
+    if not plan.only or "nginx-headers" in plan.only:
+        groups.append(peers.nginx(site, "nginx-headers", headers=peers.NGINX_HEADERS))
+    cost, rate = _small(site, plan, groups, (), 50)
     results.add("keep-alive", "us CPU/request", cost)
     results.add("keep-alive", "requests/s", rate)
     results.compare("keep-alive CPU", cost, "l7lb", "haproxy", 1.3)
     results.compare("keep-alive CPU", cost, "l7lb", "nginx", 1.0)
+    results.compare("keep-alive CPU", cost, "l7lb", "haproxy-headers")
+    results.compare("keep-alive CPU", cost, "l7lb", "nginx-headers")
 
 
 def close(site: Site, plan: Plan, results: Results) -> None:
     """A connection for each small request."""
-    cost, rate = _small(site, plan, ("Connection: close",), 50)
+    cost, rate = _small(site, plan, _chosen(site, plan), ("Connection: close",), 50)
     results.add("connection a request", "us CPU/request", cost)
     results.add("connection a request", "requests/s", rate)
     results.compare("connection a request CPU", cost, "l7lb", "haproxy", 1.5)
@@ -143,8 +150,9 @@ def workers(site: Site, plan: Plan, results: Results) -> None:
     results.compare("two workers to one", rate, "l7lb-2", "l7lb-1", 1.8, at_least=True)
 
 
-def _small(site: Site, plan: Plan, headers: tuple[str, ...], connections: int) -> tuple[Values, Values]:
-    groups = _chosen(site, plan)
+def _small(
+    site: Site, plan: Plan, groups: list[Group], headers: tuple[str, ...], connections: int
+) -> tuple[Values, Values]:
     cost: Values = {}
     rate: Values = {}
     with _running(groups):

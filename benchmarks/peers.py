@@ -4,8 +4,11 @@ What is the same for all: one process or thread of work; a route by host, a rout
 rest; a pool of four servers in rotation; a cookie that keeps a user on a server, taken out of the request and inserted
 where it is missing; X-Forwarded-For; connections to servers that are kept and used again; no access log; no health
 checks; the same limits of time. HAProxy reuses connections in its default mode, ``http-reuse safe``. nginx has no
-sticky cookie in its free version: a map from the cookie to the server stands for it. What is
-not the same: l7lb also sets what it always sets, such as X-Request-ID.
+sticky cookie in its free version: a map from the cookie to the server stands for it.
+
+What is not the same: l7lb always sets X-Forwarded-Proto, -Port and -Host, Forwarded, X-Request-ID and Via as well, the
+others only what is said here. ``haproxy-headers`` and ``nginx-headers`` are the same two told to set these too, for
+information.
 """
 
 from __future__ import annotations
@@ -62,8 +65,8 @@ def servers(folder: Path, cores: Cores) -> tuple[Site, Group]:
     return Site(folder, cores, ports), group
 
 
-def haproxy(site: Site, name: str = "haproxy", options: str = "") -> Group:
-    """HAProxy with one thread; ``options`` are further lines of its defaults."""
+def haproxy(site: Site, name: str = "haproxy", options: str = "", headers: str = "") -> Group:
+    """HAProxy with one thread; ``options`` are further lines of its defaults, ``headers`` of its frontend."""
     port = free_port()
     lines = "\n".join(
         f"    server web{number} 127.0.0.1:{server} cookie web{number}" for number, server in enumerate(site.servers)
@@ -87,6 +90,7 @@ frontend web
     acl host_static hdr(host) -i static.example.com
     acl host_org hdr_end(host) -i .example.org
     acl path_api path_beg /api/
+    {headers}
     use_backend static if host_static
     use_backend api if host_org path_api
     default_backend web
@@ -104,8 +108,29 @@ backend static
     return Group(name, [find("haproxy"), "-db", "-f", str(path)], site.cores.measured, site.folder, port)
 
 
-def nginx(site: Site) -> Group:
-    """nginx with one worker, as a proxy."""
+# What l7lb sets beside X-Forwarded-For, in the others' words.
+HAPROXY_HEADERS = """
+    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Port %[dst_port]
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    http-request set-header Forwarded for=%[src];host="%[req.hdr(host)]";proto=http
+    http-request set-header X-Request-ID %[uuid()]
+    http-request add-header Via "1.1 haproxy"
+    http-response add-header Via "1.1 haproxy"
+"""
+NGINX_HEADERS = """
+    proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_set_header X-Forwarded-Port $server_port;
+    proxy_set_header X-Forwarded-Host $http_host;
+    proxy_set_header Forwarded 'for=$remote_addr;host="$http_host";proto=$scheme';
+    proxy_set_header X-Request-ID $request_id;
+    proxy_set_header Via "1.1 nginx";
+    add_header Via "1.1 nginx";
+"""
+
+
+def nginx(site: Site, name: str = "nginx", headers: str = "") -> Group:
+    """nginx with one worker, as a proxy; ``headers`` are further lines of its http block."""
     port = free_port()
     every = "\n".join(f"        server 127.0.0.1:{server};" for server in site.servers)
     single = "\n".join(
@@ -113,6 +138,7 @@ def nginx(site: Site) -> Group:
         for number, server in enumerate(site.servers)
     )
     cookies = "\n".join(f"        web{number} web{number};" for number in range(len(site.servers)))
+    via = 'add_header Via "1.1 nginx";' if headers else ""  # a block that adds one header loses those from outside
     blocks = f"""
     upstream web {{
 {every}
@@ -130,6 +156,7 @@ def nginx(site: Site) -> Group:
     proxy_set_header Connection "";
     proxy_set_header Host $http_host;
     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    {headers}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         server_name static.example.com;
@@ -143,11 +170,11 @@ def nginx(site: Site) -> Group:
     }}
     server {{
         listen 127.0.0.1:{port} default_server;
-        location / {{ proxy_pass http://$sticky; add_header Set-Cookie $new_cookie; }}
+        location / {{ proxy_pass http://$sticky; add_header Set-Cookie $new_cookie; {via} }}
     }}
 """
-    text = _nginx(site.folder / "nginx", "", blocks)
-    return Group("nginx", _nginx_command(site.folder / "nginx", text), site.cores.measured, site.folder, port)
+    text = _nginx(site.folder / name, "", blocks)
+    return Group(name, _nginx_command(site.folder / name, text), site.cores.measured, site.folder, port)
 
 
 def l7lb(site: Site, name: str = "l7lb", workers: int = 1, rules: int = 0, bare: bool = False) -> Group:
