@@ -87,9 +87,11 @@ class Binds:
             await self._request(keeper, listener, address, count, shared, self._copies[key])
 
     def forget_activated(self) -> None:
-        """Sockets of systemd's that no listener wanted are closed; systemd keeps its own copy."""
+        """Close systemd's sockets that were not taken: the keeper has them already, or no listener wants them."""
         for sock in self._activated:
-            log.warning("no listener is configured for a socket that systemd opened", socket=str(sock.getsockname()))
+            if not any(is_at(sock, address) for _, address, _ in self._listeners.values()):
+                name = str(sock.getsockname())
+                log.warning("no listener is configured for a socket that systemd opened", socket=name)
             sock.close()
         self._activated = []
 

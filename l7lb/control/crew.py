@@ -63,7 +63,7 @@ class Crew:
         self._spawn = spawn
         self._heard = heard
         self._watched: KeeperClient | None = None
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()
         self._deaths = 0
         self._putting = asyncio.Lock()
         self._pending: list[Change] = []
@@ -127,7 +127,7 @@ class Crew:
             log.info("a worker is ready", worker=event["pid"], index=event["index"])
             if self.led:
                 self.dismiss_strangers()
-        self._news.set()
+        self.news.set()
         self._heard(event)
 
     async def _watch(self, keeper: KeeperClient) -> None:
@@ -207,8 +207,10 @@ class Crew:
                 while not self._complete():
                     if self._deaths >= DEATHS:
                         raise StartProblem("the workers end as soon as they start; their lines in the log say why")
-                    self._news.clear()
-                    await self._news.wait()
+                    if self.links.problem:
+                        raise StartProblem(f"the workers can't use the configuration: {self.links.problem}")
+                    self.news.clear()
+                    await self.news.wait()
         except TimeoutError:
             raise StartProblem(f"the workers are not ready after {READY:g} s; their lines in the log say why") from None
         await self.links.all_of({worker["pid"] for worker in self._workers()}, CONFIRM)

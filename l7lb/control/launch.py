@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 import pwd
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,16 +35,25 @@ def run(config: Path, protocols: Mapping[str, ProtocolSpec], replace: bool = Fal
 
     Raises ConfigurationError, or another L7lbError where the node can't start.
     """
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # until there is a node to do with it what they ask
     loaded = load(config.absolute())
     settings = loaded.settings
     logs.configure(settings.log_level, settings.log_format)
     for warning in loaded.warnings:
         log.warning(str(warning))
-    return asyncio.run(_run(loaded, protocols, replace))
+    try:
+        return asyncio.run(_run(loaded, protocols, replace))
+    except asyncio.CancelledError:
+        log.info("told to end before the node was begun")
+        return 0
 
 
 async def _run(loaded: Loaded, protocols: Mapping[str, ProtocolSpec], replace: bool) -> int:
-    settings = loaded.settings
+    settings, task = loaded.settings, asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)  # until the supervisor sets its own
     place = Place(settings)
     try:
         if replace:

@@ -76,6 +76,8 @@ class Place:
 def _make(directory: Path, user: User | None) -> None:
     """Make the directory and what is missing above it, and give them to the user."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    if not missing and not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
     for path in reversed(missing):
         path.mkdir(mode=0o755, exist_ok=True)
         if user is not None:

@@ -27,7 +27,7 @@ log = structlog.get_logger("l7lb.supervisor")
 
 
 class Services:
-    """See the module. ``joined`` decides what a worker is told when it has said hello."""
+    """See the module. ``joined`` and ``changed`` are for the workers' lines."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Services:
         place: Place,
         protocols: Mapping[str, ProtocolSpec],
         joined: Callable[[Link], None],
+        changed: asyncio.Event,
     ) -> None:
         self._view = view
         self._node = node
@@ -44,7 +45,7 @@ class Services:
         self.resolver = Resolver(node)
         self.health = HealthMonitor(node, protocols)
         self.outliers = Outliers(node)
-        self.links = WorkerLinks(place.node, joined, self.outliers.result)
+        self.links = WorkerLinks(place.node, joined, self.outliers.result, changed)
         self.admin = AdminServer(settings.admin_socket, node, view)
         self.metrics: Metrics | None = None
 

@@ -145,7 +145,7 @@ class Supervisor:
             self.node.adopt(held)
         for warning in self.node.warnings:
             log.warning(warning)
-        self.services = Services(self, self.node, settings, self.place, self.protocols, crew.joined)
+        self.services = Services(self, self.node, settings, self.place, self.protocols, crew.joined, crew.news)
         crew.links = self.services.links
         await self.services.open()
         await crew.binds.adopt(crew.keeper, held or self.loaded.snapshot)
@@ -265,31 +265,46 @@ class Supervisor:
         self.last_reload = {"since": rfc3339(), "time": time.time(), "ok": not problems, "problems": problems}
 
     async def _reload_now(self) -> list[str]:
-        crew = self.crew
-        loaded = await asyncio.to_thread(load, self.loaded.settings.file)
-        wanted = loaded.snapshot
-        opened = await crew.binds.open(crew.keeper, wanted, wanted.workers)
+        crew, before = self.crew, self.loaded
+        loaded = await asyncio.to_thread(load, before.settings.file)
+        opened = await crew.binds.open(crew.keeper, loaded.snapshot, loaded.snapshot.workers)
         try:
-            await crew.want(wanted.workers)
-            await self.services.change(loaded.settings)
-            notes = self.node.reload(wanted)
+            notes = await self._put_into_force(loaded)
         except BaseException:
-            await crew.want(self.node.effective().workers)
-            await crew.binds.close(crew.keeper, opened)
+            await self._put_back(before, opened)
             raise
-        notes += [str(problem) for problem in loaded.warnings] + self._fixed(loaded)
         self.loaded, crew.settings = loaded, loaded.settings
         logs.configure(loaded.settings.log_level, loaded.settings.log_format)
-        crew.tell()
         self._reopen_logs()
         await crew.settle()
-        notes += await self.services.links.applied(self.node.effective().version, CONFIRM)
         await crew.binds.close_others(crew.keeper, self.node.effective())
+        return [*notes, *(str(problem) for problem in loaded.warnings), *self._fixed(before, loaded)]
+
+    async def _put_into_force(self, loaded: Loaded) -> list[str]:
+        """Have supervisor and workers use it. Raises L7lbError, perhaps half-way."""
+        crew, links = self.crew, self.services.links
+        await crew.want(loaded.snapshot.workers)
+        await self.services.change(loaded.settings)
+        notes = self.node.reload(loaded.snapshot)
+        crew.tell()
+        notes += await links.applied(self.node.effective().version, CONFIRM)
+        if links.problem:
+            text = f"the workers can't use it: {links.problem}"
+            raise ConfigurationError([Problem(str(loaded.settings.file), 0, 0, "", text)])
         return notes
 
-    def _fixed(self, loaded: Loaded) -> list[str]:
+    async def _put_back(self, before: Loaded, opened: list[str]) -> None:
+        crew = self.crew
+        self.node.reload(before.snapshot)
+        crew.tell()
+        await self.services.change(before.settings)
+        await crew.want(self.node.effective().workers)
+        await crew.binds.close(crew.keeper, opened)
+
+    @staticmethod
+    def _fixed(before: Loaded, loaded: Loaded) -> list[str]:
         """What a reload can't change, in words."""
-        old, new = self.loaded.settings, loaded.settings
+        old, new = before.settings, loaded.settings
         names = {"admin.socket": "admin_socket", "state": "state", "user": "user", "group": "group"}
         changed = [name for name, field in names.items() if getattr(old, field) != getattr(new, field)]
         return [f"{name} has changed: that takes effect when the node is ended and started" for name in changed]

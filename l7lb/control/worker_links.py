@@ -50,16 +50,23 @@ class Link:
 
 
 class WorkerLinks:
-    """See the module. ``joined`` decides what a worker is told first, ``resulted`` hears what passive health needs."""
+    """See the module. ``joined`` decides what a worker is told first, ``resulted`` hears what passive health needs.
+
+    ``changed`` is set when a worker has joined, left or applied a snapshot.
+    """
 
     def __init__(
-        self, path: Path, joined: Callable[[Link], None], resulted: Callable[[messages.ServerResult], None]
+        self,
+        path: Path,
+        joined: Callable[[Link], None],
+        resulted: Callable[[messages.ServerResult], None],
+        changed: asyncio.Event,
     ) -> None:
         self.path = path
+        self.changed = changed
         self.joined = joined
         self.resulted = resulted
         self.links: dict[int, Link] = {}
-        self.changed = asyncio.Event()  # a worker has joined, left or applied a snapshot
         self._server: asyncio.Server | None = None
         self._identity = (0, 0)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,15 +115,21 @@ class WorkerLinks:
         return True
 
     async def applied(self, version: int, seconds: float) -> list[str]:
-        """Wait until all configured workers have taken that version or a later one; returns what they say against."""
+        """Wait until all configured workers have taken that version or a later one, or have said why not.
+
+        Returns notes about those that did neither.
+        """
 
         def late() -> list[Link]:
             return [one for one in self.links.values() if one.configured and one.snapshot < version and not one.problem]
 
         await self._until(lambda: not late(), seconds)
-        notes = [f"worker {link.pid} has not confirmed the configuration within {seconds:g} s" for link in late()]
-        troubled = [link for link in self.links.values() if link.configured and link.problem]
-        return notes + [f"worker {link.pid} can't use the configuration: {link.problem}" for link in troubled]
+        return [f"worker {link.pid} has not confirmed the configuration within {seconds:g} s" for link in late()]
+
+    @property
+    def problem(self) -> str:
+        """Why a worker can't use the configuration that it got last; "" where all can."""
+        return next((link.problem for link in self.links.values() if link.configured and link.problem), "")
 
     async def sessions(self, limit: int) -> list[SessionRow]:
         """What all workers have in progress, so many rows at most; those that don't answer in time are left out."""

@@ -84,6 +84,25 @@ def test_an_address_in_use_refuses_the_whole_reload(node: NodeProcess) -> None:
             get(("127.0.0.1", more))
 
 
+def test_what_workers_cannot_use_is_taken_back(node: NodeProcess) -> None:
+    (node.directory / "run" / "directory").mkdir()
+    more = free_port()
+    node.write(
+        extra="access_log: {path: run/directory}",
+        binds=f'"127.0.0.1:{node.port}", "127.0.0.1:{more}"',
+        body="changed\\n",
+    )
+    with pytest.raises(AdminError) as refusal:
+        node.admin.post("reload")
+    assert "the workers can't use it: IsADirectoryError" in refusal.value.details[0]
+    assert get(("127.0.0.1", node.port)).endswith(b"hello\n")
+    with pytest.raises(ConnectionRefusedError):
+        get(("127.0.0.1", more))
+    node.write(extra="", body="mended\\n")
+    node.admin.post("reload")
+    assert get(("127.0.0.1", more)).endswith(b"mended\n")
+
+
 def test_an_address_in_use_is_a_plain_error_at_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         in_use = f'"127.0.0.1:{other.getsockname()[1]}"'

@@ -102,6 +102,9 @@ class Keeper:
         if self.herd.ending or self.in_role("supervisor"):
             self.alone_since = now
             return None
+        if not self.peers and not self.herd.children and not self.herd.wanted.count:
+            self.herd.end(0.0, now)  # the supervisor has gone before it wanted anything
+            return 0.0
         left = self.alone_since + self.without_supervisor - now
         if left <= 0:
             log.warning("no supervisor for %.0f s: all workers drain and end", self.without_supervisor)

@@ -7,7 +7,6 @@ library only.
 
 from __future__ import annotations
 
-import ctypes
 import grp
 import os
 import pwd
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 
 _SET_DUMPABLE = 4  # prctl(2)
 _SET_NO_NEW_PRIVILEGES = 38
-_SET_PARENT_DEATH_SIGNAL = 1
 
 FILES = 1_048_576  # open files that a privileged keeper asks for
 
@@ -61,6 +59,9 @@ def find(name: str, group: str | None = None) -> User:
 
 def drop(user: User) -> None:
     """Become that user for good. Raises OSError where it can't, and RuntimeError where it could be undone."""
+    import ctypes  # here, since it may need memory that is executable, which a hardened service forbids
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
     os.setgroups(list(user.groups))
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
@@ -71,17 +72,8 @@ def drop(user: User) -> None:
             pass
         else:
             raise RuntimeError("privileges could be taken back after they were dropped")
-    _prctl(_SET_NO_NEW_PRIVILEGES, 1)
-    _prctl(_SET_DUMPABLE, 1)  # as after an exec: /proc/PID belongs to the user, core dumps are possible
-
-
-def end_with_parent(number: int) -> None:
-    """Ask the kernel for that signal when the parent process ends (prctl(2), PR_SET_PDEATHSIG)."""
-    _prctl(_SET_PARENT_DEATH_SIGNAL, number)
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    prctl(_SET_DUMPABLE, 1, 0, 0, 0)  # as after an exec: /proc/PID belongs to the user, core dumps are possible
 
 
 def raise_file_limit() -> int:

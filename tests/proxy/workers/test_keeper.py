@@ -401,3 +401,11 @@ def test_a_user_is_found_by_name() -> None:
     with pytest.raises(privileges.UnknownUser, match="no group 'no-such-group'"):
         privileges.find("nobody", "no-such-group")
     assert privileges.find("nobody", "root").gid == 0
+
+
+@pytest.mark.scenario
+def test_when_its_supervisor_goes_before_it_wanted_anything_it_ends(process) -> None:
+    running, asker = process
+    asker.ask("hello", role="supervisor")
+    asker.sock.close()
+    assert running.wait(20) == 0
