@@ -260,8 +260,7 @@ class Dispatcher:
         runtime.queue.append(ticket)
         self.waiting += 1
         self._cells[self._base + config.slot * COLUMNS + columns.WAITING] = len(runtime.queue)
-        if self._poll is None:
-            self._poll = self.loop.call_later(QUEUE_POLL, self._look_again)
+        self._poll_soon()
         return None
 
     def _unqueue(self, ticket: Ticket) -> None:
@@ -302,6 +301,10 @@ class Dispatcher:
         for runtime in list(self.pools.values()):
             self.serve_queue(runtime, now)
         if self.waiting:
+            self._poll_soon()
+
+    def _poll_soon(self) -> None:
+        if self._poll is None:
             self._poll = self.loop.call_later(QUEUE_POLL, self._look_again)
 
     # --- connections ------------------------------------------------------------------------------------------

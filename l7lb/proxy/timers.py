@@ -75,8 +75,13 @@ class Timers:
         self._wakeup_tick = self._ticks[0]
         self._wakeup = self._loop.call_at(self._wakeup_tick * TICK, self._run)
 
-    def _run(self) -> None:
+    def _forget(self) -> None:
+        # In a method of its own: what is called below may set it again, which a compiler that sees the assignment of
+        # None in the same function does not expect.
         self._wakeup = None
+
+    def _run(self) -> None:
+        self._forget()
         now = monotonic()
         limit = int(now / TICK)
         while self._ticks and self._ticks[0] <= limit:
