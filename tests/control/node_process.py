@@ -190,6 +190,7 @@ class NodeProcess:
         self.groups: list[int] = []
         self.environment: dict[str, str] = {}
         self.before: list[str] = []  # what the command line begins with
+        self.passed: tuple[int, ...] = ()  # descriptors that it inherits
         self.write()
 
     def write(self, **values: Any) -> None:
@@ -220,6 +221,7 @@ class NodeProcess:
                 cwd="/",
                 env={**os.environ, **self.environment},
                 process_group=group or 0,
+                pass_fds=self.passed,
             )
         self.process = process
         if group is None:
