@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
@@ -80,7 +81,11 @@ class Node:
     def _start(self, snapshot: Snapshot) -> None:
         loop = asyncio.get_running_loop()
         self._folder = tempfile.TemporaryDirectory(prefix="l7lb-testing-")
-        self.counts = Counts(columns.create())
+        descriptor = columns.create()
+        try:
+            self.counts = Counts(descriptor)
+        finally:
+            os.close(descriptor)  # the mapping keeps the memory
         adapted = self._adapt(snapshot)
         self.tables = Tables(adapted.tables)
         self.runtime = Runtime(
