@@ -330,7 +330,9 @@ def test_it_needs_the_standard_library_alone() -> None:
     found = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert {name for name in found if not name.startswith(("__editable__", "_distutils", "sitecustom"))} == {"l7lb"}
+    # The helper of compiled modules bears a digest for a name.
+    others = [name for name in found if not name.startswith(("__editable__", "_distutils", "sitecustom"))]
+    assert [name for name in others if not name.endswith("__mypyc")] == ["l7lb"]
 
 
 @pytest.mark.scenario
