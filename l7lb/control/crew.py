@@ -143,7 +143,7 @@ class Crew:
 
     async def _recover(self) -> None:
         """Start a new keeper with our copies of the sockets."""
-        keeper = KeeperClient.start(self.settings.admin_socket.parent, self.settings.file, None)
+        keeper = KeeperClient.start(self.settings, None)
         try:
             channel.close_all(await keeper.hello("supervisor"))
             await self.binds.restore(keeper, self.node.effective().workers)

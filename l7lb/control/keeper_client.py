@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from l7lb.config import NodeSettings
 from l7lb.core.errors import L7lbError
 from l7lb.core.unixpath import short_path
 from l7lb.proxy.workers import channel
@@ -65,10 +66,12 @@ class KeeperClient:
         return cls(sock)
 
     @classmethod
-    def start(cls, directory: Path, config: Path, user: User | None) -> KeeperClient:
+    def start(cls, settings: NodeSettings, user: User | None) -> KeeperClient:
         """A new keeper, our child. Raises OSError."""
         ours, theirs = channel.pair()
-        options = ["--directory", str(directory), "--config", str(config), "--peer", str(theirs.fileno())]
+        directory = settings.admin_socket.parent
+        options = ["--directory", str(directory), "--config", str(settings.file), "--peer", str(theirs.fileno())]
+        options += ["--log-level", settings.log_level, "--log-format", settings.log_format]
         if user is not None:
             options += ["--user", str(user)]
         command = program("l7lb.proxy.workers.keeper", *options)

@@ -99,7 +99,7 @@ async def _find_keeper(place: Place, loaded: Loaded, user: User | None) -> Keepe
             if not await keeper.ended(loaded.settings.drain + LEAVING):
                 raise StartProblem(f"the node that ran here does not end; its keeper is {keeper.state['pid']}")
             keeper.close()
-        keeper = KeeperClient.start(place.directory, loaded.settings.file, user)
+        keeper = KeeperClient.start(loaded.settings, user)
         await keeper.hello("supervisor")
     except OSError as error:
         raise StartProblem(f"{place.keeper}: {error.strerror or error}") from None

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import socket
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -117,5 +118,5 @@ def content(descriptor: int, limit: int) -> bytes:
 
 def peer(sock: socket.socket) -> tuple[int, int]:
     """The process and user at the other end when it connected (SO_PEERCRED, unix(7))."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[0:4], "little"), int.from_bytes(credentials[4:8], "little")
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid

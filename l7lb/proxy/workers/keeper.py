@@ -353,10 +353,10 @@ def listen(directory: Path, user: privileges.User | None) -> socket.socket:
 
 def begin(options: argparse.Namespace) -> Keeper:
     """A new keeper, for the supervisor at the other end of ``--peer``. Raises OSError."""
-    logs.configure("keeper")
     user = privileges.User.parse(options.user) if options.user else None
     directory = Path(options.directory)
     keeper = Keeper(directory, options.config, user, listen(directory, user), counts.create())
+    keeper.log_options = options.log_level, options.log_format
     sock = socket.socket(fileno=options.peer)
     sock.set_inheritable(False)
     keeper.add_peer(Peer(sock, *channel.peer(sock)))
@@ -370,6 +370,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", default="")
     parser.add_argument("--user", default="")
     parser.add_argument("--peer", type=int)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
     parser.add_argument("--resume", type=int)
     parser.add_argument("--trial", action="store_true")
     options = parser.parse_args(arguments)
@@ -383,6 +385,7 @@ def main(arguments: list[str]) -> int:
             return 0 if Wanted(**state["wanted"]) and state["children"] is not None else 1
         keeper = resume(state)
     else:
+        logs.configure("keeper", options.log_level, options.log_format)
         privileges.raise_file_limit()
         try:
             keeper = begin(options)
