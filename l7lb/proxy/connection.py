@@ -114,6 +114,8 @@ class Connection(Endpoint):
             self._discard(data)
         elif data:
             self._tell(RECEIVED, CLIENT, monotonic(), data)
+            if len(data) == READ_BYTES and self.reading:
+                self.look_for_reset()  # behind a large body; smaller messages soon meet it when they are answered
         else:
             self.read_more(False)
             self._tell(ENDED, CLIENT, monotonic())
@@ -310,6 +312,7 @@ class Connection(Endpoint):
             # The server takes no more of the request; it may have answered all the same, which reading it will tell.
             # Until then the client is not read: part of what it sent is lost, so the rest has no meaning.
             self.pump_in = pump
+            pump.destination.renew()
             return
         if self.tunnel and not error:
             # Half of a tunnel goes on until it ends as well.

@@ -68,6 +68,7 @@ class Endpoint:
         "reading",
         "sender",
         "sock",
+        "was_reset",
         "writing",
     )
 
@@ -82,6 +83,7 @@ class Endpoint:
         self.reading = False
         self.writing = False
         self.broken = False
+        self.was_reset = False  # what is still to be read ends in a reset, though it will look like a regular end
         self.armed = 0
         self.progress = 0.0  # when the peer last took something that had to wait
         self.pump_in: Pump | None = None  # takes what is read here
@@ -114,6 +116,20 @@ class Endpoint:
                 self.loop.add_writer(self.fd, self.on_writable)
             else:
                 self.loop.remove_writer(self.fd)
+
+    def look_for_reset(self) -> None:
+        """Where bytes and a reset come at once, uvloop tells of them once and never again. This sees the reset behind
+        the bytes that were just read, and has the rest told anew; for those whom nothing else would end soon.
+        """
+        if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.renew()
+
+    def renew(self) -> None:
+        """The connection was reset: enter the loop again, to be told of what is left to read."""
+        self.was_reset = True
+        if self.reading:
+            self.read_more(False)
+            self.read_more(True)
 
     def send(self, data: bytes) -> None:
         """Write at the end of this turn what the socket takes, and the rest when it can."""

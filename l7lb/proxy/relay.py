@@ -92,9 +92,11 @@ class Pump:
             self._end(self.side, True)
             return
         if not count:
-            self._end(self.side, False)
+            self._end(self.side, self.source.was_reset)
             return
         self.writable()
+        if self.source.pump_in is self and self.source.reading:
+            self.source.look_for_reset()
         if count == COPY_BYTES and self._pipe is None and self._buffer is None and self.source.pump_in is self:
             self._open()  # full reads: this is bulk
 

@@ -50,9 +50,7 @@ class ServerConnection(Endpoint):
             return
         except OSError:
             data = b""
-            error = True
-        else:
-            error = False
+            self.was_reset = True
         if owner is None:
             # An idle server has nothing to say: it closed, or it breaks the protocol.
             self.retire()
@@ -62,9 +60,11 @@ class ServerConnection(Endpoint):
             if size == self.read_bytes:
                 self.read_bytes = READ_BULK
             owner.server_bytes(data)
+            if self.owner is owner and self.reading:
+                self.look_for_reset()  # its answer is not complete yet
         else:
             self.read_more(False)
-            owner.server_ended(error)
+            owner.server_ended(self.was_reset)
 
     def on_writable(self) -> None:
         ticket = self.ticket
@@ -79,6 +79,9 @@ class ServerConnection(Endpoint):
             self.pump_out.writable()
         if self.owner is not None:
             self.owner.written(SERVER)
+
+    def on_broken(self) -> None:
+        self.renew()  # it may have answered before it went: that is read first
 
     def retire(self) -> None:
         """Close an idle connection and take it off the shelf."""
