@@ -251,6 +251,13 @@ class Crew:
                     log.info("a worker without a keeper leaves", worker=pid)
                     link.tell(messages.Drain(self.settings.without_supervisor))
 
+    def end_strangers(self, seconds: float) -> list[int]:
+        """The node ends: workers of a keeper that is gone have no more time than the others. Returns their numbers."""
+        strangers = [link for pid, link in self.links.links.items() if pid not in self.children]
+        for link in strangers:
+            link.tell(messages.Drain(seconds, patient=False))
+        return [link.pid for link in strangers]
+
     def changed(self, change: Change) -> None:
         """The node's state has changed; workers hear of it in a moment, with what else changes until then."""
         if not self._pending:

@@ -333,6 +333,7 @@ class Supervisor:
         log.info("draining", seconds=seconds)
         self.notifier.stopping(f"draining, {seconds:g} s at most")
         crew.binds.drop()
+        strangers = crew.end_strangers(seconds)
         try:
             await crew.keeper.request("drain", seconds=seconds, status=0)
         except KeeperRefused as error:
@@ -341,7 +342,7 @@ class Supervisor:
             pass
         if not await crew.keeper.ended(seconds + ENDING):
             log.error("the keeper does not end; it and its processes are left", keeper=crew.keeper.state["pid"])
-        for pid in [child["pid"] for child in crew.children.values() if child["kind"] == WORKER]:
+        for pid in [*strangers, *(child["pid"] for child in crew.children.values() if child["kind"] == WORKER)]:
             await process_ended(pid, seconds)  # none is left, unless the keeper was killed
         await self.services.stop()
         log.info("ended")

@@ -117,8 +117,10 @@ class Session(Protocol):
         """
         ...
 
-    def draining(self, now: float) -> list[Action]:
-        """The node is ending: finish what is in progress and begin nothing new."""
+    def draining(self, now: float, patient: bool) -> list[Action]:
+        """This process is ending: finish what is in progress and begin nothing new. ``patient``: another one has taken
+        over, so that a client without a request may be waited for, and none meets a connection that is just closed.
+        """
         ...
 
     def describe(self) -> dict[str, str]:

@@ -32,9 +32,12 @@ class ServerHealth(msgspec.Struct, tag="health"):
 
 
 class Drain(msgspec.Struct, tag="drain"):
-    """Accept nothing more, finish within so many seconds, exit."""
+    """Accept nothing more, finish within so many seconds, exit. ``patient``: others serve on, and idle clients may
+    take a moment to go.
+    """
 
     seconds: float
+    patient: bool = True
 
 
 class AskSessions(msgspec.Struct, tag="ask-sessions"):

@@ -213,7 +213,7 @@ class Connection(Endpoint):
                 blocked, progress = self._blocked()
                 more = self.session.expired(now, blocked, progress)
             else:
-                more = self.session.draining(now)
+                more = self.session.draining(now, patient=bool(count))
             while more:
                 more = self._carry_out(more, now)
         except Exception:
@@ -362,10 +362,12 @@ class Connection(Endpoint):
             if not armed or deadline < (armed - 1) * TICK:
                 self.listener.timers.arm(self, deadline)
 
-    def drain(self, now: float) -> None:
-        """The node is ending."""
+    def drain(self, now: float, patient: bool) -> None:
+        """This process is ending (see :meth:`Session.draining`). A request that has arrived is not left unread."""
+        if self.phase == OPEN and self.reading and self.pump_in is None:
+            self.on_readable()
         if self.phase == OPEN:
-            self._tell(DRAINING, CLIENT, now)
+            self._tell(DRAINING, CLIENT, now, count=int(patient))
 
     def _closing(self) -> None:
         """Everything has been written: close, or listen for a moment to a client that still sends."""

@@ -174,7 +174,7 @@ class Runtime:
             self._leaving.append(state)
             now = monotonic()
             for connection in list(state.connections):
-                connection.drain(now)
+                connection.drain(now, patient=True)
 
     def _workers(self) -> int:
         """How many blocks of the counts may be written; workers that leave have one beside their successors."""
@@ -282,14 +282,18 @@ class Runtime:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def drain(self) -> None:
-        """Accept nothing more, end idle connections, let the others finish; ``drained`` is set when all have."""
+    def drain(self, patient: bool = False) -> None:
+        """Accept nothing more, end idle connections, let the others finish; ``drained`` is set when all have.
+
+        ``patient``, where a successor serves already: an idle connection gets a few seconds for a request that is on
+        its way, whose answer closes it. May be called again, less patient.
+        """
         self._draining = True
         self._start_acceptors()
         now = monotonic()
         for state in (*self.listeners.values(), *self._leaving):
             for connection in list(state.connections):
-                connection.drain(now)
+                connection.drain(now, patient)
         self._check_drained()
 
     def _check_drained(self) -> None:

@@ -58,6 +58,24 @@ def test_a_new_supervisor_takes_over_under_load(node: NodeProcess) -> None:
     wait_for(lambda: not node.members(), "the end of all")
 
 
+def test_a_request_on_an_idle_connection_is_still_answered(node: NodeProcess) -> None:
+    before = node.serving()
+    asked = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", node.port), timeout=5) as client:
+        client.sendall(asked)
+        assert client.recv(65536).endswith(b"hello\n")
+        node.signal(signal.SIGUSR2)
+        wait_for(
+            lambda: (s := node.status()) and s["supervisor"] != before["supervisor"] and s["state"] == "serving",
+            "another supervisor",
+        )
+        client.sendall(asked)
+        answer = client.recv(65536)
+        assert answer.endswith(b"hello\n")
+        assert b"Connection: close" in answer
+        assert client.recv(1) == b""
+
+
 def test_the_first_process_answers_for_the_last(node: NodeProcess) -> None:
     second = hand_over(node)
     os.kill(second["supervisor"]["pid"], signal.SIGKILL)

@@ -42,6 +42,8 @@ from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
 
 __all__ = ["HttpMachine", "Shared"]
 
+PATIENCE = 5.0  # seconds that an idle client is waited for while another process has taken over
+
 
 class HttpMachine(HttpAnswering):
     """A client connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
@@ -213,9 +215,15 @@ class HttpMachine(HttpAnswering):
             return self._abandon(exchange, Failure.CLIENT_TIMEOUT, now)
         return self._server_fault(exchange, Failure.SERVER_STALLED, now)
 
-    def draining(self, now: float) -> list[Action]:
+    def draining(self, now: float, patient: bool) -> list[Action]:
         self.closing = True
-        return self._quit() if self.state == IDLE else []
+        if self.state != IDLE:
+            return []
+        if not patient:
+            return self._quit()
+        # A request may be on its way: its answer tells the client to go, which loses nothing.
+        self.deadline = min(self.deadline or now + PATIENCE, now + PATIENCE)
+        return []
 
     def describe(self) -> dict[str, str]:
         exchange = self.exchange

@@ -248,7 +248,8 @@ class Herd:
         for child in self.children:
             if child.leaving and not child.told:
                 if child.kind == WORKER:
-                    child.told = self._send(child, {"op": "drain", "seconds": max(0.0, child.kill_at - now)})
+                    packet = {"op": "drain", "seconds": max(0.0, child.kill_at - now), "patient": not self.ending}
+                    child.told = self._send(child, packet)
                     blocked |= not child.told
                 else:
                     child.signal(signal.SIGTERM)

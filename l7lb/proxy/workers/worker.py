@@ -67,6 +67,7 @@ class Worker:
         self.configured = asyncio.Event()
         self.leaving = asyncio.Event()
         self.leave_within = 0.0
+        self.patient = True
         self._control: socket.socket | None = control
         self._sockets: dict[str, dict[int, socket.socket]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -108,7 +109,7 @@ class Worker:
     async def _leave(self) -> None:
         for bind in list(self._sockets):
             self._serve(bind, frozenset(), [])
-        self.runtime.drain()
+        self.runtime.drain(self.patient)
         try:
             async with asyncio.timeout(self.leave_within):
                 await self.runtime.drained.wait()
@@ -116,10 +117,16 @@ class Worker:
             log.warning("%d connections are ended: their time is over", self.runtime.connections)
         self.runtime.close()
 
-    def leave(self, seconds: float) -> None:
-        """Accept nothing more, finish within so many seconds, end. A second call may shorten the time."""
+    def leave(self, seconds: float, patient: bool) -> None:
+        """Accept nothing more, finish within so many seconds, end. A second call may shorten the time.
+
+        ``patient``: others serve on, so that idle clients are waited for (see :meth:`Runtime.drain`).
+        """
         if self.leaving.is_set():
             self.loop.call_later(seconds, self.runtime.drained.set)
+            if self.patient and not patient:
+                self.runtime.drain()
+        self.patient = patient
         self.leave_within = seconds
         self.leaving.set()
 
@@ -127,7 +134,7 @@ class Worker:
         """SIGTERM to this worker alone: the keeper must look for a successor."""
         self._tell_keeper({"op": "leaving"})
         current = self.runtime.snapshot
-        self.leave(current.drain if current is not None else DRAIN)
+        self.leave(current.drain if current is not None else DRAIN, patient=True)
 
     # --- the keeper -----------------------------------------------------------------------------------------------
 
@@ -153,7 +160,7 @@ class Worker:
                 new = dict(zip(packet["new"], descriptors, strict=True))
                 self._serve(packet["bind"], frozenset(packet["slots"]), list(new.items()))
             case "drain":
-                self.leave(float(packet["seconds"]))
+                self.leave(float(packet["seconds"]), patient=bool(packet.get("patient")))
             case _:
                 channel.close_all(descriptors)
 
@@ -214,7 +221,7 @@ class Worker:
             case messages.ServerHealth():
                 self.runtime.server_health(message)
             case messages.Drain():
-                self.leave(message.seconds)
+                self.leave(message.seconds, message.patient)
             case messages.AskSessions():
                 self.report(messages.Sessions(message.question, self.runtime.sessions(message.limit)))
             case messages.ReopenLogs():

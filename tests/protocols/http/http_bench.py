@@ -141,9 +141,9 @@ class Bench:
             self.run(self.machine.expired(self.now, blocked, progress))
         return self
 
-    def drain(self) -> Bench:
-        """The node ends."""
-        return self.run(self.machine.draining(self.now))
+    def drain(self, patient: bool = False) -> Bench:
+        """The node ends, or only this process of it."""
+        return self.run(self.machine.draining(self.now, patient))
 
     # --- what came of it
 

@@ -166,6 +166,31 @@ def test_a_draining_node_finishes_and_closes(state: int) -> None:
     assert bench.finished[-1].ended == "ok"
 
 
+def test_where_others_serve_on_an_idle_client_may_still_send_a_request() -> None:
+    bench = in_state(IDLE).drain(patient=True)
+    assert not bench.closed
+    bench.client(GET).connect().answer(HEAD_10 + b"1234567890")
+    assert b"Connection: close" in bench.to_client
+    assert bench.closed == "close"
+
+
+def test_an_idle_client_is_not_waited_for_long() -> None:
+    bench = in_state(IDLE).drain(patient=True)
+    assert bench.wait(4.9).closed == ""
+    assert bench.wait(0.2).closed == "close"
+    assert in_state(IDLE).drain(patient=True).drain().closed == "close"
+
+
+def test_a_patient_process_waits_a_moment_for_a_request_on_its_way() -> None:
+    bench = Bench().drain(patient=True)
+    assert bench.seen() == []
+    assert bench.wait(4.9).seen() == []
+    assert bench.client(GET).connect().answer(OK).closed == "close"
+    assert b"Connection: close" in bench.to_client
+    assert Bench().drain(patient=True).wait(5.1).closed == "close"
+    assert Bench().drain(patient=True).drain().closed == "close"
+
+
 # --- a request and its answer
 
 

@@ -191,7 +191,7 @@ def test_the_end_is_drain_then_state_then_nothing(world: World, monkeypatch) -> 
     world.herd.end(5.0, world.now)
     world.advance()
     assert world.herd.binds == {}
-    assert worker.heard()[-1] == {"op": "drain", "seconds": 5.0}
+    assert worker.heard()[-1] == {"op": "drain", "seconds": 5.0, "patient": False}
     assert state.signals == ()
     world.advance(6.0)
     assert worker.signals == ()
