@@ -144,6 +144,14 @@ def check_unused(configuration: Configuration, reading: Reading) -> None:
             reading.warning(("pools", name), "no rule leads to this pool", key=True)
 
 
+def _is_us(user: str) -> bool:
+    """Whether this process has become that user already: a supervisor that reads its file again."""
+    try:
+        return pwd.getpwnam(user).pw_uid == os.geteuid()
+    except (KeyError, ValueError):
+        return False
+
+
 def check_account(configuration: Configuration, reading: Reading) -> None:
     """The user and group exist; a mistake for root, who would change to them, a warning for others."""
     as_root = os.geteuid() == 0
@@ -161,5 +169,5 @@ def check_account(configuration: Configuration, reading: Reading) -> None:
             report((key,), f"this system has no {key} {quoted(name)}")
     if configuration.group is not None and configuration.user is None:
         reading.warning(("group",), "has no effect without user")
-    elif configuration.user is not None and not as_root:
+    elif configuration.user is not None and not as_root and not _is_us(configuration.user):
         reading.warning(("user",), "has no effect: only root can change to another user")

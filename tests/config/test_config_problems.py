@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -446,6 +447,8 @@ def test_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     text = node("user: ▸▸no-such-user\ngroup: ▸no-such-group")
     check_warnings(text, "this system has no user", "only root can", "this system has no group")
     check_warnings(node("group: ▸root"), "has no effect without user")
+    monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
+    check_warnings(node("user: nobody"))  # a node that has changed user reads its file again
 
 
 def test_one_mistake_does_not_hide_another() -> None:
