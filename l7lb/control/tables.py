@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,7 +192,14 @@ def rendered(what: RenderableType, width: int, colour: bool) -> str:
     """As text, without blanks at the end of lines."""
     out = io.StringIO()
     console = Console(
-        file=out, width=width, force_terminal=colour, no_color=not colour, highlight=False, soft_wrap=False
+        file=out,
+        width=width,
+        force_terminal=colour,
+        no_color=not colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        soft_wrap=False,
+        _environ={},  # whether there is a terminal has been decided: TERM and NO_COLOR were asked before
     )
     console.print(what)
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
@@ -201,7 +209,8 @@ def show(what: RenderableType) -> None:
     """Print it: coloured and as wide as the terminal, or plain and whole where there is none."""
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else WIDE
-    sys.stdout.write(rendered(what, width, terminal))
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "dumb", "unknown")
+    sys.stdout.write(rendered(what, width, terminal and not plain))
 
 
 def _joined(value: object) -> str:
