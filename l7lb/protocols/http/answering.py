@@ -10,7 +10,7 @@ from __future__ import annotations
 from l7lb.core.actions import SERVER, Action, Learn, Release, Splice, ToClient, ToServer, Tunnel
 from l7lb.core.errors import Failure
 from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
-from l7lb.protocols.http.ending import ANSWERING, TUNNEL, HttpEnding
+from l7lb.protocols.http.ending import ANSWERING, TUNNEL, WAITING, HttpEnding
 from l7lb.protocols.http.forward import interim_head, response_head
 from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Response, read_response
 from l7lb.protocols.http.session import Exchange
@@ -111,7 +111,15 @@ class HttpAnswering(HttpEnding):
             return self._complete(exchange, now, [ToClient(head + body)])
         if length >= 0:
             exchange.reader = LengthReader(length)
-        return self._response_body(exchange, data, now, head)
+        try:
+            return self._response_body(exchange, data, now, head)
+        except SyntaxFault:
+            # Nothing of this answer has left yet: the client can be told that it is broken.
+            exchange.sent -= len(head)
+            exchange.response = None
+            exchange.status = 0
+            self.state = WAITING
+            raise
 
     def _response_body(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
         reader = exchange.reader

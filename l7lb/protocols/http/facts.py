@@ -100,19 +100,22 @@ def trusted(address: str, networks: Networks) -> bool:
 def client_source(peer: str, request: Request, networks: Networks) -> str:
     """The client's address behind trusted proxies: the last in X-Forwarded-For that is not itself trusted.
 
-    ``peer`` is trusted already. A malformed element ends the search: what stands left of it can't be believed.
+    ``peer`` is trusted already. Where an element is no address the client is ``unknown``, which lies in no network:
+    what stands left of it can't be believed, and the proxy's own address may be allowed what its clients are not.
     Forwarded (RFC 7239) is asked where there is no X-Forwarded-For.
     """
     source = peer
     elements = [element.strip(OWS) for element in _told(request, b"x-forwarded-for").split(b",")]
     if elements == [b""]:
-        elements = [pairs.get(b"for", b"") for pairs in read_forwarded(_told(request, b"forwarded"))]
+        if not _told(request, b"forwarded"):
+            return peer
+        elements = [pairs.get(b"for", b"") for pairs in read_forwarded(_told(request, b"forwarded"))] or [b""]
     for element in reversed(elements[-MAX_CHAIN:]):
         match = NODE.fullmatch(element)
         try:
             parsed = ipaddress.ip_address((match[1] or match[2] or match[3]).decode() if match else "")
         except ValueError:
-            break
+            return "unknown"
         mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
         source = str(mapped or parsed)
         if not trusted(source, networks):

@@ -445,7 +445,8 @@ def test_a_broken_chunk_after_the_answer_began() -> None:
     "answer",
     [b"HTTP/2 200 OK\r\n\r\n", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", b"\x00" * 10 + b"\r\n\r\n",
      b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", b"H" * 40_000,
-     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 xxx\r\n\r\n"],
+     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 xxx\r\n\r\n",
+     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n"],
 )  # fmt: skip
 def test_a_malformed_answer_is_a_502(answer: bytes) -> None:
     bench = Bench(retries=SAFE).client(GET).connect().answer(answer)
