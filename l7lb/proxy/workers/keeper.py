@@ -212,6 +212,8 @@ class Keeper:
             self.taking = None
             if peer in self.peers:
                 peer.role = "supervisor"
+                for child in self.herd.of_kind(SUPERVISOR):
+                    child.ready = child.ready or child.pid == peer.pid
                 self.send(peer, {"id": number})
 
     def _peer_speaks(self, peer: Peer) -> None:

@@ -235,7 +235,7 @@ def drain(request: Request) -> Answer:
 def start_supervisor(request: Request) -> Answer:
     """Start a supervisor from the installed code, to take over from the one that asks."""
     keeper = request.keeper
-    if any(child.pid != request.peer.pid for child in keeper.herd.of_kind(SUPERVISOR)):
+    if any(not child.ready for child in keeper.herd.of_kind(SUPERVISOR)):
         raise Refused("a new supervisor is starting already")
     options = ["--config", keeper.config, "--replace"]
     if keeper.user is not None:
