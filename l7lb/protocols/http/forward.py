@@ -76,7 +76,9 @@ class Origin:
             chains.setdefault(name, []).append(value)
         address = self.address if self.node != b"unknown" else b"unknown"
         chains.setdefault(b"x-forwarded-for", []).append(address)
-        chains.setdefault(b"forwarded", []).append(b'for=%b;host="%b";proto=%b' % (self.node, host, self.scheme))
+        if b"forwarded" in chains:
+            chains[b"forwarded"].append(b'for=%b;host="%b";proto=%b' % (self.node, host, self.scheme))
+        # Where the proxy before says it in X-Forwarded-* alone, a Forwarded of ours would contradict it.
         chains.setdefault(b"x-forwarded-proto", [self.scheme])
         chains.setdefault(b"x-forwarded-port", [self.port])
         chains.setdefault(b"x-forwarded-host", [host])

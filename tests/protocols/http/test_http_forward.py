@@ -112,6 +112,13 @@ def test_a_trusted_peers_chain_goes_on() -> None:
     assert "6.6.6.6" not in "\n".join(lines)
 
 
+def test_nothing_is_said_twice_in_different_words() -> None:
+    lines = sent("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https", trusted=True)
+    assert values(lines, "x-forwarded-for") == ["203.0.113.9, 192.0.2.1"]
+    assert values(lines, "x-forwarded-proto") == ["https"]
+    assert not values(lines, "forwarded")
+
+
 @pytest.mark.parametrize("identity", ["", "x" * 129])
 def test_an_unfit_request_id_is_replaced_even_from_a_trusted_peer(identity: str) -> None:
     assert len(values(sent(f"X-Request-ID: {identity}", trusted=True), "x-request-id")[0]) == 32
