@@ -18,6 +18,8 @@ from l7lb.core.snapshot import AccessLog
 
 FLUSH_BYTES = 64 * 1024
 FLUSH_SECONDS = 0.1
+BLOCKED_SECONDS = 0.01  # between tries while the reader does not keep up
+NEWLINE = 10
 MAX_PENDING = 4 * 1024 * 1024  # bytes kept for a reader that does not keep up; beyond it lines are dropped and counted
 
 SPECIAL = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
@@ -65,12 +67,12 @@ class AccessLogWriter:
         self._loop = loop
         self._format = formatter(config.format)
         self._lines: list[bytes] = []
+        self._pending = bytearray()  # what could not be written yet
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._fd = -1
         self._socket: socket.socket | None = None  # standard output, where it is one
         self._failing = False
-        self._partial = False  # what waits begins inside a line
         self._torn = False  # the last line that was written is not whole
         self.reopen()
 
@@ -83,7 +85,7 @@ class AccessLogWriter:
             return
         self._lines.append(line)
         self._size += len(line)
-        if self._size >= FLUSH_BYTES:
+        if self._size >= FLUSH_BYTES and not self._pending:
             self.flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)
@@ -93,43 +95,40 @@ class AccessLogWriter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._lines or self._fd < 0:
+        if not self._size or self._fd < 0:
             return
-        data = b"".join(self._lines)
-        if self._torn:
-            data = b"\n" + data
+        pending = self._pending
+        if self._torn and not pending:
+            pending += b"\n"
+        pending += b"".join(self._lines)
+        self._lines.clear()
         try:
-            count = self._write(data)
+            count = self._write(pending)
         except BlockingIOError:
             count = 0
         except OSError as problem:
-            self._lost(data, problem)
+            self._lost(problem)
             return
-        self._failing = False
-        self._torn = False
-        rest = data[count:]
-        self._lines = [rest] if rest else []
-        self._size = len(rest)
-        if rest:
-            self._partial = count > 0 or self._partial
-            self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)
-        else:
-            self._partial = False
+        if count:
+            self._failing = False
+            self._torn = pending[count - 1] != NEWLINE
+            del pending[:count]
+        self._size = len(pending)
+        if pending:
+            self._timer = self._loop.call_later(BLOCKED_SECONDS, self.flush)
 
-    def _write(self, data: bytes) -> int:
+    def _write(self, data: bytearray) -> int:
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return os.write(self._fd, data)
 
-    def _lost(self, data: bytes, problem: OSError) -> None:
+    def _lost(self, problem: OSError) -> None:
         """Drop what can't be written: a full disk must not fill the memory as well."""
-        self.dropped += data.count(b"\n")
+        self.dropped += self._pending.count(b"\n") - self._pending.startswith(b"\n")
         if not self._failing:
             self._failing = True
             log.error("access log %s: %s; lines are lost", self.config.path, problem.strerror)
-        self._torn = self._torn or self._partial
-        self._partial = False
-        self._lines = []
+        self._pending.clear()
         self._size = 0
 
     def reopen(self) -> None:

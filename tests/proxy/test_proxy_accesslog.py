@@ -170,7 +170,7 @@ def test_half_a_line_does_not_spoil_the_next(
 
     monkeypatch.setattr(log, "_write", full)
     log.flush()
-    monkeypatch.setattr(log, "_write", lambda data: written.append(data) or len(data))
+    monkeypatch.setattr(log, "_write", lambda data: written.append(bytes(data)) or len(data))
     log.write(record("/next"))
     log.flush()
     assert written == [b"/fi", b"\n/next\n"]

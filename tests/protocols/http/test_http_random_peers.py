@@ -183,5 +183,5 @@ class RandomPeers(RuleBasedStateMachine):
         assert self.bench.closed
 
 
-RandomPeers.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
+RandomPeers.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestRandomPeers = RandomPeers.TestCase
