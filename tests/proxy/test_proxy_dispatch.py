@@ -11,7 +11,9 @@ import struct
 import pytest
 from proxy_scene import GET, config, connections, limited, quiet, states, upgraded, waiting
 
-from l7lb.core.snapshot import Address
+from l7lb.core.servers import ServerState
+from l7lb.core.snapshot import Address, Server
+from l7lb.proxy.endpoint import Sender
 from l7lb.proxy.upstream import open_connection, refusal
 from l7lb.testing import Answer, Node, Wire
 
@@ -212,14 +214,15 @@ def test_a_server_that_does_not_accept(run) -> None:
     scene(run, limited(timeouts={"connect": "200ms"}, retries={"attempts": 0}), play)
 
 
-def test_addresses_that_can_not_be_connected_to() -> None:
-    class State:
-        class config:  # noqa: N801
-            address = Address(path="/x" * 100)
+def test_addresses_that_can_not_be_connected_to(run) -> None:
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        server = ServerState("web", Server(name="web1", address=Address(path="/x" * 100)))
+        connection, code = open_connection(loop, Sender(loop), server)
+        assert code != 0
+        connection.close()
 
-    connection, code = open_connection(None, None, State)
-    assert code != 0
-    connection.sock.close()
+    run(play())
     assert refusal(110).label == "connect-timeout"
     assert refusal(111).label == "connect-refused"
 
