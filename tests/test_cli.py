@@ -79,6 +79,9 @@ class Supervisor:
             raise self.refusal
         return ["web/web2 stays removed by operator since 2026-01-01T00:00:00Z"]
 
+    async def in_force(self) -> None:
+        """There are no workers to wait for."""
+
     async def shutdown(self) -> None:
         raise AssertionError
 

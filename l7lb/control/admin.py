@@ -127,18 +127,24 @@ class AdminServer:
 
     def _verb(self, act: Callable[[str], str]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            return done(request, act((await body(request, OneServer)).server))
+            told = act((await body(request, OneServer)).server)
+            await self._supervisor.in_force()
+            return done(request, told)
 
         return handle
 
     async def _weight(self, request: web.Request) -> web.Response:
         asked = await body(request, NewWeight)
-        return done(request, self._operator.weight(asked.server, asked.weight))
+        told = self._operator.weight(asked.server, asked.weight)
+        await self._supervisor.in_force()
+        return done(request, told)
 
     async def _add_server(self, request: web.Request) -> web.Response:
         asked = await body(request, NewServer)
         base = Path(self._node.configured.file).parent
-        return done(request, self._operator.add_server(asked.pool, new_server(asked, base)))
+        told = self._operator.add_server(asked.pool, new_server(asked, base))
+        await self._supervisor.in_force()
+        return done(request, told)
 
     async def _reload(self, request: web.Request) -> web.Response:
         log.info("a reload was asked for", **caller(request))

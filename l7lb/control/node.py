@@ -70,6 +70,10 @@ class SupervisorView(Protocol):
         """Read the configuration again; returns what an operator should know. Raises ConfigurationError."""
         ...
 
+    async def in_force(self) -> None:
+        """Wait until all workers use what the node's state says now, for a moment at most."""
+        ...
+
     async def shutdown(self) -> None:
         """Begin to drain; returns at once."""
         ...

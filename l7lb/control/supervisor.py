@@ -216,6 +216,11 @@ class Supervisor:
         """See SupervisorView."""
         return await self.services.links.sessions(limit)
 
+    async def in_force(self) -> None:
+        """See SupervisorView."""
+        self.crew.tell()
+        await self.services.links.applied(self.node.effective().version, CONFIRM)
+
     async def shutdown(self) -> None:
         """See SupervisorView."""
         self.terminate()

@@ -117,6 +117,9 @@ class FakeSupervisor:
             raise result
         return result
 
+    async def in_force(self) -> None:
+        """There are no workers to wait for."""
+
     async def shutdown(self) -> None:
         self.ended = True
 
