@@ -135,7 +135,7 @@ class Herd:
         self._ended(child, code)
         if child.kind in (WORKER, STATE) and not child.leaving:
             pause = self.pauses.ended(child, now)
-            end = f"was ended by signal {-code}" if code and code < 0 else f"ended with {code}"
+            end = "has ended" if code is None else f"ended with {code}" if code >= 0 else f"was ended by signal {-code}"
             log.warning("%s %d (%d) %s; a new one starts in %.1f s", child.kind, child.index, child.pid, end, pause)
 
     def _count_blocks(self) -> None:
