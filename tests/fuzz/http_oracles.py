@@ -19,28 +19,35 @@ class Message:
 
 def read_h11(data: bytes) -> tuple[list[Message], str]:
     """The complete requests, and what stopped it (empty: the end of the data)."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1_000_000)
-    connection.receive_data(data)
     found: list[Message] = []
-    current: Message | None = None
     while True:
+        # The empty lines that may stand before a request are the one thing that h11 does not know.
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1_000_000)
+        connection.receive_data(data.lstrip(b"\r\n"))
         try:
-            event = connection.next_event()
+            message, stopped = _read_one(connection)
         except h11.RemoteProtocolError as problem:
             return found, str(problem)
+        if message is None:
+            return found, stopped
+        found.append(message)
+        if stopped:
+            return found, stopped
+        data = connection.trailing_data[0]
+
+
+def _read_one(connection: h11.Connection) -> tuple[Message | None, str]:
+    current: Message | None = None
+    while True:
+        event = connection.next_event()
         if isinstance(event, h11.Request):
             current = Message(event.method, event.target, b"")
         elif isinstance(event, h11.Data) and current is not None:
             current.body += bytes(event.data)
-        elif isinstance(event, h11.EndOfMessage) and current is not None:
-            found.append(current)
-            connection.send(h11.Response(status_code=200, headers=[(b"Content-Length", b"0")]))
-            connection.send(h11.EndOfMessage())
-            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
-                return found, "it closes"
-            connection.start_next_cycle()
+        elif isinstance(event, h11.EndOfMessage):
+            return current, "it closes" if connection.their_state is h11.MUST_CLOSE else ""
         else:
-            return found, "it pauses" if event is h11.PAUSED else ""
+            return None, "it pauses" if event is h11.PAUSED else ""
 
 
 class _Listener:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from dataclasses import dataclass
 
@@ -25,15 +26,33 @@ CUTS = st.lists(st.integers(0, 400), max_size=12)
 
 # What another parser refuses though it is not ambiguous; that these refusals are the only ones is what is tested.
 PECULIAR = {
-    # llhttp takes trailers for header fields; here a trailer of that name is not passed on, and frames nothing.
-    "Content-Length can't be present with Transfer-Encoding",
     "it closes",  # h11 does so after HTTP/1.0, keep-alive or not
-    "Invalid character in chunk extensions",  # llhttp takes no space behind the semicolon (RFC 9112 section 7.1.1 does)
+    "Expected space after method",  # llhttp knows a list of methods; any token is one
+    "Invalid method encountered",
     # Only the server's 101 ends HTTP, not the client's offer; ours never says 101.
     "it upgrades",
     "it pauses",
-    "Invalid method encountered",  # llhttp knows a list of methods; any token is one
 }
+# Both take trailers for header fields. Here a trailer of such a name is not passed on, and frames nothing.
+IN_TRAILERS = {
+    "bad Content-Length",
+    "Content-Length can't be present with Transfer-Encoding",
+    "Invalid `Transfer-Encoding` header value",
+}
+# Extensions of chunks end unread here, and RFC 9112 section 7.1.1 has a reader take space around their semicolon.
+EXTENSION = re.compile(
+    r"illegal chunk header: bytearray\(b'[0-9a-fA-F]+( |\\t)+;"
+    r"|Invalid character in chunk (extensions.*|size)$"
+)
+SPACED_SIZE = re.compile(rb"[0-9a-fA-F][ \t]+;")
+
+
+def tolerable(stopped: str, data: bytes, seen: Seen) -> bool:
+    """Whether a parser's reason to stop is one of those above, at a request of which the server got this."""
+    chunked = (b"transfer-encoding", b"chunked") in seen.headers
+    if EXTENSION.match(stopped):
+        return chunked and (stopped != "Invalid character in chunk size" or SPACED_SIZE.search(data) is not None)
+    return stopped in PECULIAR or (chunked and stopped in IN_TRAILERS)
 
 
 def seeds(kind: str):
@@ -49,12 +68,11 @@ def agree(data: bytes, outcome: Outcome) -> None:
     """What the server got is what the other parsers read: as many requests, the same methods and bodies."""
     complete = [seen for seen in outcome.requests if seen.complete]
     for oracle in (read_h11, read_httptools):
-        # The empty lines that may stand before a request are the one thing that h11 does not know.
-        found, stopped = oracle(data.lstrip(b"\r\n") if oracle is read_h11 else data)
+        found, stopped = oracle(data)
         if stopped == "it upgrades":
             found = found[:-1]  # llhttp takes what follows for the other protocol's, a body of known length too
         for number, seen in enumerate(complete):
-            if number >= len(found) and stopped in PECULIAR:
+            if number >= len(found) and tolerable(stopped, data, seen):
                 break
             assert number < len(found), (
                 f"{oracle.__name__} stopped before request {number} of {data!r}: {stopped}; the server got {seen}"
@@ -117,13 +135,13 @@ def same(one: Outcome, other: Outcome) -> None:
     have gone on by then, and an answer of which nothing had gone on becomes a 502 instead of a cut.
     """
     assert [seen for seen in one.requests if seen.complete] == [seen for seen in other.requests if seen.complete]
-    assert [ended for _, ended in one.endings] == [ended for _, ended in other.endings]
-    assert bool(one.closed) == bool(other.closed)
+    assert [ended.split("@")[0] for _, ended in one.endings] == [ended.split("@")[0] for _, ended in other.endings]
     requests = max(one.requests, other.requests, key=len)
     first, second = (unreasoned(read_answers(outcome, requests)) for outcome in (one, other))
     if all(ended == "ok" or ended.startswith("client-") for _, ended in one.endings):
         assert first == second
-        assert (one.endings, one.closed) == (other.endings, other.closed)
+        assert one.endings == other.endings
+        assert one.closed == other.closed
     else:
         refused = any(answer.status == 502 for answer in first + second)
         assert one.closed == other.closed == "abort" or refused or first == second
