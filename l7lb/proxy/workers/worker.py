@@ -42,6 +42,7 @@ log = logging.getLogger("l7lb.worker")
 
 START = 10.0  # seconds until the keeper's first packet
 COLLECT = (50_000, 20, 50)  # the collector's thresholds: little of what a request makes is in a cycle
+UNTAUGHT = 2.0  # seconds that a new worker waits for the sticky tables before it accepts
 UNSUPERVISED = 1.0  # seconds that a new worker waits for a supervisor's word before it accepts
 FIRST_PAUSE = 0.05  # seconds before it connects again; doubled each time
 LONGEST_PAUSE = 1.0
@@ -101,6 +102,10 @@ class Worker:
                 await self.configured.wait()
         if self.runtime.snapshot is None:
             await self.configured.wait()
+        with contextlib.suppress(TimeoutError):
+            # Before the tables are here, users that the node knows would be new to this worker.
+            async with asyncio.timeout(UNTAUGHT):
+                await self._state_link.synced.wait()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*COLLECT)
