@@ -8,6 +8,7 @@ BIN := .venv/bin
 REPORTS := build/reports
 PYTEST := $(BIN)/python -m pytest -rs
 SEEDS ?= 2000
+QUICK := not scenario and not serial and not slow
 COMPILED_TESTS := $(wildcard tests/core tests/protocols tests/proxy tests/routing tests/fuzz)
 
 # command=package: the package is installed where the command is missing.
@@ -42,14 +43,15 @@ lint: environment ## style, types, and the direction of imports
 
 unit: environment ## machines and units
 	@echo "== units"
-	@$(PYTEST) -m "not scenario and not serial and not slow" --junit-xml=$(REPORTS)/unit.xml
+	@$(PYTEST) -m "$(QUICK)" --junit-xml=$(REPORTS)/unit.xml
 
 compiled: environment ## the compiled package passes the tests of its compiled parts, where there is a C compiler
 	@echo "== compiled"
-	@if type -P gcc >/dev/null; then \
+	@headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h; \
+	if type -P gcc >/dev/null && [[ -e $$headers ]]; then \
 		.ci/environment .venv-compiled compiled && \
-		.venv-compiled/bin/python -P -m pytest -rs $(COMPILED_TESTS) --junit-xml=$(REPORTS)/compiled.xml; \
-	else echo "left out: there is no C compiler"; fi
+		.venv-compiled/bin/python -P -m pytest -rs $(COMPILED_TESTS) -m "$(QUICK)" --junit-xml=$(REPORTS)/compiled.xml; \
+	else echo "left out: there is no C compiler, or no headers of Python"; fi
 
 scenario: packages environment ## real servers and clients
 	@echo "== scenarios"
