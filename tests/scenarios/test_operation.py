@@ -237,6 +237,29 @@ def test_when_files_run_out_the_established_go_on(tmp_path: Path, servers: dict[
             assert wrk.end().failed == 0
 
 
+def test_a_crowd_leaves_files_for_the_connections_to_servers(
+    tmp_path: Path, servers: dict[str, Nginx], chat: int
+) -> None:
+    text = TEXT.format(web1=servers["web1"].port, web2=servers["web2"].port, chat=chat)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    node = Node(tmp_path / "few", text, workers=1, starts=False)
+    with node, contextlib.ExitStack() as clients:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            node.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        (worker,) = node.workers().values()
+        # Whoever raises its own limit is held to the low one all the same.
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (256, 256))
+        established = clients.enter_context(socket.create_connection(("127.0.0.1", node.port), 10))
+        for _ in range(400):
+            clients.enter_context(socket.create_connection(("127.0.0.1", node.port), 10))
+        wait_for(lambda: node.status()["workers"][0]["connections"] > 150, "the crowd to be let in")
+        for _ in range(4):  # both servers get one, over connections that have to be opened now
+            answered(established)
+
+
 def answered(client: socket.socket, cookie: str = "") -> str:
     """Send a request and read its answer; returns the cookie that it set, or the given one."""
     client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + (f"Cookie: {cookie}\r\n" if cookie else "").encode() + b"\r\n")
