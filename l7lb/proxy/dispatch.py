@@ -26,7 +26,7 @@ from l7lb.core.snapshot import Redirect
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
-from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
+from l7lb.proxy.upstream import READ_BYTES, ServerConnection, open_connection, refusal
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
@@ -428,7 +428,7 @@ class Dispatcher:
         known = current is not None and current.state.by_name.get(server.name) is server
         if known and server.alive and upstream.out is None and len(server.idle) < config.idle_connections:
             upstream.idle_since = now
-            upstream.read_bytes = 16384
+            upstream.read_bytes = READ_BYTES
             upstream.read_more(True)
             server.idle.append(upstream)
         else:

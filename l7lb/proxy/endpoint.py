@@ -7,7 +7,6 @@ to see. Reads and writes carry MSG_DONTWAIT, which saves making each accepted so
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 DONT_WAIT = socket.MSG_DONTWAIT
 SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 HIGH_WATER = 64 * 1024  # bytes waiting to be written at which the other side is no longer read
-BLOCKED = (errno.EAGAIN, errno.EINPROGRESS)
 
 
 class Sender:

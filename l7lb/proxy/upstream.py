@@ -6,14 +6,14 @@ An idle connection stays in the event loop, so that a server that closes it is n
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import socket
 from typing import TYPE_CHECKING
 
 from l7lb.core.actions import SERVER
 from l7lb.core.errors import Failure
 from l7lb.core.servers import ServerState
-from l7lb.proxy.endpoint import BLOCKED, DONT_WAIT, Endpoint, Sender
+from l7lb.proxy.endpoint import DONT_WAIT, Endpoint, Sender
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
@@ -136,12 +136,4 @@ def open_connection(
 
 def refusal(code: int) -> Failure:
     """The failure that a connect's errno stands for."""
-    return Failure.CONNECT_TIMEOUT if code == 110 else Failure.CONNECT_REFUSED
-
-
-def describe(code: int) -> str:
-    """An errno in words, for logs."""
-    return os.strerror(code)
-
-
-__all__ = ["BLOCKED", "ServerConnection", "describe", "open_connection", "refusal"]
+    return Failure.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Failure.CONNECT_REFUSED
