@@ -15,7 +15,7 @@ COMPILED_TESTS := $(wildcard tests/core tests/protocols tests/proxy tests/routin
 COMPILER_PACKAGES := gcc=gcc /usr/include/python3.11/Python.h=python3-dev
 BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
 REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
-	ping=iputils-ping ps=procps strace=strace taskset=util-linux
+	ping=iputils-ping ps=procps strace=strace taskset=util-linux openssl=openssl nghttp=nghttp2-client sslscan=sslscan
 
 .PHONY: help demo test lint unit compiled scenario serial bench soak fuzz lock wheel environment packages bench-packages clean
 
