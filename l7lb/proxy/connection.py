@@ -32,8 +32,9 @@ from l7lb.proxy.relay import Pump
 from l7lb.proxy.timers import TICK
 
 if TYPE_CHECKING:
-    from l7lb.proxy.dispatch import Dispatcher, Ticket
+    from l7lb.proxy.dispatch import Dispatcher
     from l7lb.proxy.listener import ListenerState
+    from l7lb.proxy.tickets import Ticket
     from l7lb.proxy.upstream import ServerConnection
 
 READ_BYTES = 16 * 1024

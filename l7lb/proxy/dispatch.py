@@ -10,89 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from errno import EINPROGRESS
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from l7lb.core.actions import Action, NeedServer, Release
-from l7lb.core.contracts import Assignment, Balancer, Choice, Stickiness
+from l7lb.core.contracts import Choice
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
 from l7lb.core.messages import ServerResult
-from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.servers import ServerState
 from l7lb.core.snapshot import Redirect
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
+from l7lb.proxy.queueing import Places
+from l7lb.proxy.tickets import CONNECTING, DONE, HELD, NEW, QUEUED, PoolRuntime, Ticket
 from l7lb.proxy.upstream import READ_BYTES, ServerConnection, open_connection, refusal
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
     from l7lb.proxy.listener import ListenerState
 
-QUEUE_POLL = 0.01  # seconds between looks at what the other workers have given back
 LOG_SECONDS = 1.0
 
-NEW: Final = 0
-QUEUED: Final = 1
-CONNECTING: Final = 2
-HELD: Final = 3
-DONE: Final = 4
-
 log = logging.getLogger("l7lb.dispatch")
-
-
-class PoolRuntime:
-    """A pool with what serves it in this worker."""
-
-    __slots__ = ("balancer", "limited", "queue", "state", "stickiness")
-
-    def __init__(self, state: PoolState, balancer: Balancer, stickiness: Stickiness | None) -> None:
-        self.state = state
-        self.balancer = balancer
-        self.stickiness = stickiness
-        self.limited = [server for server in state.servers if server.config.max_connections]
-        self.queue: deque[Ticket] = deque()
-
-
-class Ticket(Assignment):
-    """One request on its way to a server. ``deadline`` is for the phase it is in."""
-
-    __slots__ = (
-        "began",
-        "careful",
-        "connection",
-        "deadline",
-        "facts",
-        "phase",
-        "pinned",
-        "runtime",
-        "tried",
-        "upstream",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        facts: Facts,
-        choice: Choice,
-        runtime: PoolRuntime,
-        server: ServerState,
-        now: float,
-    ) -> None:
-        super().__init__(choice, runtime.state, server)
-        self.connection = connection
-        self.facts = facts
-        self.runtime = runtime
-        self.tried: list[ServerState] = []
-        self.upstream: ServerConnection | None = None
-        self.phase = NEW
-        self.began = now
-        self.deadline = 0.0
-        self.careful = False  # look at a kept connection before it is used
-        self.pinned = False  # queued for exactly this server
 
 
 class Dispatcher:
@@ -107,14 +50,11 @@ class Dispatcher:
     ) -> None:
         self.loop = loop
         self.pools: dict[str, PoolRuntime] = {}
-        self.waiting = 0
         self.sender = Sender(loop)
-        self._counts = counts
+        self.places = Places(self, counts, workers)
         self._cells = counts.cells
         self._base = counts.base
-        self._workers = workers
         self._report = report
-        self._poll: asyncio.TimerHandle | None = None
         self._logged: dict[str, float] = {}
 
     # --- a request asks ---------------------------------------------------------------------------------------
@@ -144,7 +84,7 @@ class Dispatcher:
             return connection.session.failed(Failure.NO_SERVER, choice, now)
         connection.ticket = ticket
         ticket.careful = need.careful
-        return self._proceed(ticket, need.fresh, now)
+        return self.proceed(ticket, need.fresh, now)
 
     def _rewrite(self, listener: ListenerState, choice: Choice, facts: Facts) -> None:
         rewrite = choice.route.rewrite
@@ -158,7 +98,7 @@ class Dispatcher:
         self, connection: Connection, facts: Facts, choice: Choice, runtime: PoolRuntime, now: float
     ) -> Ticket | None:
         if runtime.limited:
-            self._refresh(runtime.limited)
+            self.places.refresh(runtime.limited)
         sticky = runtime.stickiness
         if sticky is not None:
             found = sticky.find(facts, now)
@@ -192,120 +132,19 @@ class Dispatcher:
             ticket.sticky = ""
         ticket.attempt += 1
         ticket.began = now
-        return self._proceed(ticket, need.fresh, now)
+        return self.proceed(ticket, need.fresh, now)
 
-    # --- limits and the queue ---------------------------------------------------------------------------------
-
-    def _proceed(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
-        server = ticket.server
-        if server.config.max_connections and (self._overtakes(ticket) or not self._claim(server)):
-            return self._enqueue(ticket, now)
-        if not server.config.max_connections:
-            server.active += 1
-        ticket.phase = NEW  # from here on it holds a place, to be given back
-        ticket.runtime.balancer.taken(server)
-        ticket.queue_time = now - ticket.began
-        return self._connect(ticket, fresh, now)
-
-    def _overtakes(self, ticket: Ticket) -> bool:
-        """Whether somebody waits already for a place that this newcomer would take."""
-        server = ticket.server
-        return ticket.phase != QUEUED and any(
-            not other.pinned or other.server is server for other in ticket.runtime.queue
-        )
-
-    def _claim(self, server: ServerState) -> bool:
-        """Take one of a limited server's places: count first and look then, so that workers can't exceed it."""
-        cell = self._base + server.slot * COLUMNS
-        server.active += 1
-        self._cells[cell] = server.active
-        self._refresh((server,))
-        if server.load <= server.config.max_connections:
-            return True
-        server.active -= 1
-        self._cells[cell] = server.active
-        return False
-
-    def _refresh(self, servers: list[ServerState] | tuple[ServerState]) -> None:
-        workers = self._workers()
-        for server in servers:
-            server.others = self._counts.total(server.slot, columns.ACTIVE, workers) - server.active
-
-    def publish(self) -> None:
-        """Bring the shared counts up to date."""
-        for runtime in self.pools.values():
-            for server in runtime.state.servers:
-                row = self._base + server.slot * COLUMNS
-                if self._cells[row] != server.active:
-                    self._cells[row] = server.active
-                if server.tally.requests:
-                    self._counts.add(row, server.tally)
-
-    def refresh_all(self) -> None:
-        """Look at what all other workers have in progress, for algorithms that compare load."""
-        if self._workers() > 1:
-            for runtime in self.pools.values():
-                self._refresh(runtime.state.servers)
-
-    def _enqueue(self, ticket: Ticket, now: float) -> list[Action] | None:
-        runtime = ticket.runtime
-        config = runtime.state.config
-        if len(runtime.queue) >= config.queue:
-            ticket.phase = DONE
+    def proceed(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
+        """Take a place at the ticket's server and connect, or wait for one."""
+        if not self.places.take(ticket):
+            if self.places.wait(ticket):
+                return None
             ticket.connection.ticket = None
             return ticket.connection.session.failed(Failure.QUEUE_FULL, ticket.choice, now)
-        ticket.phase = QUEUED
-        ticket.pinned = bool(ticket.sticky)
-        ticket.deadline = ticket.began + config.timeouts.queue
-        runtime.queue.append(ticket)
-        self.waiting += 1
-        self._cells[self._base + config.slot * COLUMNS + columns.WAITING] = len(runtime.queue)
-        self._poll_soon()
-        return None
-
-    def _unqueue(self, ticket: Ticket) -> None:
-        runtime = ticket.runtime
-        runtime.queue.remove(ticket)
-        self.waiting -= 1
-        self._cells[self._base + runtime.state.config.slot * COLUMNS + columns.WAITING] = len(runtime.queue)
-
-    def serve_queue(self, runtime: PoolRuntime, now: float) -> None:
-        """Give free places to those that wait, the oldest first."""
-        if not runtime.queue:
-            return
-        self._refresh(runtime.limited)
-        for ticket in list(runtime.queue):
-            server: ServerState | None = ticket.server
-            if not ticket.pinned or (server is not None and not server.alive):
-                server = runtime.balancer.choose(ticket.facts, now, ticket.tried)
-            if server is None or server.full:
-                if not ticket.pinned:
-                    return
-                continue
-            self._unqueue(ticket)
-            if server is not ticket.server:
-                ticket.server = server
-                ticket.sticky = ""
-            actions = self._proceed(ticket, False, now)
-            if ticket.phase == QUEUED:
-                runtime.queue.rotate(1)  # another worker was quicker: its turn stays the first
-                return
-            if actions:
-                ticket.connection.run(actions, now)
-            else:
-                ticket.connection.settle(now)
-
-    def _look_again(self) -> None:
-        self._poll = None
-        now = monotonic()
-        for runtime in list(self.pools.values()):
-            self.serve_queue(runtime, now)
-        if self.waiting:
-            self._poll_soon()
-
-    def _poll_soon(self) -> None:
-        if self._poll is None:
-            self._poll = self.loop.call_later(QUEUE_POLL, self._look_again)
+        ticket.phase = NEW  # from here on it holds a place, to be given back
+        ticket.runtime.balancer.taken(ticket.server)
+        ticket.queue_time = now - ticket.began
+        return self._connect(ticket, fresh, now)
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -394,7 +233,7 @@ class Dispatcher:
             if other is not None:
                 ticket.server = other
                 ticket.began = now
-                return self._proceed(ticket, False, now)
+                return self.proceed(ticket, False, now)
         ticket.connection.ticket = None
         return ticket.connection.session.failed(failure, ticket.choice, now)
 
@@ -413,7 +252,7 @@ class Dispatcher:
             return
         connection.ticket = None
         if ticket.phase == QUEUED:
-            self._unqueue(ticket)
+            self.places.leave(ticket)
             ticket.phase = DONE
             return
         upstream = ticket.upstream
@@ -449,10 +288,7 @@ class Dispatcher:
     def _give_back(self, ticket: Ticket, failure: Failure | None, latency: float) -> None:
         server = ticket.server
         ticket.phase = DONE
-        server.active -= 1
-        if server.config.max_connections or not server.active:
-            # Others wait for this place, or the server may be configured no longer; else `publish` tells soon enough.
-            self._cells[self._base + server.slot * COLUMNS] = server.active
+        self.places.give_back(ticket)
         ticket.runtime.balancer.released(server, latency)
         if failure is None:
             if server.failures and latency >= 0:
@@ -463,15 +299,15 @@ class Dispatcher:
             if ticket.pool.config.outliers is not None:
                 server.failures += 1
                 self._report(ServerResult(server.pool, server.name, failure.label))
-        if self.waiting:
+        if self.places.waiting:
             # A reload may have put a new balancer in charge of the queue.
             runtime = self.pools.get(ticket.pool.name, ticket.runtime)
-            self.loop.call_soon(self.serve_queue, runtime, monotonic())
+            self.loop.call_soon(self.places.serve, runtime, monotonic())
 
     def expired(self, ticket: Ticket, now: float) -> list[Action] | None:
         """The ticket's deadline has come while it waited in the queue or for its connection."""
         if ticket.phase == QUEUED:
-            self._unqueue(ticket)
+            self.places.leave(ticket)
             ticket.phase = DONE
             ticket.connection.ticket = None
             return ticket.connection.session.failed(Failure.QUEUE_TIMEOUT, ticket.choice, now)
@@ -479,9 +315,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Close all idle connections."""
-        if self._poll is not None:
-            self._poll.cancel()
-            self._poll = None
+        self.places.close()
         for runtime in self.pools.values():
             for server in runtime.state.servers:
                 self.close_idle(server)

@@ -23,7 +23,8 @@ from l7lb.core.tally import BUCKETS, Tally
 from l7lb.proxy import counts as columns
 from l7lb.proxy.connection import Connection
 from l7lb.proxy.counts import Counts
-from l7lb.proxy.dispatch import Dispatcher, Ticket
+from l7lb.proxy.dispatch import Dispatcher
+from l7lb.proxy.tickets import Ticket
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
 from l7lb.routing.templates import Template, compile_template

@@ -20,8 +20,9 @@ from l7lb.core.snapshot import Listener, Pool, Snapshot
 from l7lb.persistence import Tables, make_stickiness
 from l7lb.proxy.accesslog import AccessLogWriter, timestamp
 from l7lb.proxy.counts import Counts
-from l7lb.proxy.dispatch import Dispatcher, PoolRuntime
+from l7lb.proxy.dispatch import Dispatcher
 from l7lb.proxy.listener import Acceptor, ListenerState
+from l7lb.proxy.tickets import PoolRuntime
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
 from l7lb.routing.balance import make_balancer
@@ -218,7 +219,7 @@ class Runtime:
             self.dispatcher.close_idle(state)
         now = monotonic()
         runtime.balancer.changed(now)
-        self.dispatcher.serve_queue(runtime, now)
+        self.dispatcher.places.serve(runtime, now)
 
     def _judge(self, state: ServerState) -> None:
         verdict = self._health.get((state.pool, state.name))
@@ -231,11 +232,11 @@ class Runtime:
         """Bring the shared counts up to date; done many times a second anyway."""
         for state in (*self.listeners.values(), *self._leaving):
             state.publish()
-        self.dispatcher.publish()
+        self.dispatcher.places.publish()
 
     def _refresh(self) -> None:
         self.publish()
-        self.dispatcher.refresh_all()
+        self.dispatcher.places.refresh_all()
         self._timers[0] = self.loop.call_later(REFRESH_SECONDS, self._refresh)
 
     def _sweep(self) -> None:

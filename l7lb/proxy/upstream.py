@@ -17,7 +17,7 @@ from l7lb.proxy.endpoint import DONT_WAIT, Endpoint, Sender
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
-    from l7lb.proxy.dispatch import Ticket
+    from l7lb.proxy.tickets import Ticket
 
 READ_BYTES = 16 * 1024
 READ_BULK = 256 * 1024

@@ -62,7 +62,7 @@ def states(node: Node) -> dict[str, Any]:
 
 def waiting(node: Node) -> int:
     """How many requests are queued."""
-    return node.runtime.dispatcher.waiting
+    return node.runtime.dispatcher.places.waiting
 
 
 def descriptors() -> int:

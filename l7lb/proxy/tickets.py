@@ -1,0 +1,71 @@
+"""What a request is while it looks for a server: its ticket, and its pool as this worker serves it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from l7lb.core.contracts import Assignment, Balancer, Choice, Stickiness
+from l7lb.core.facts import Facts
+from l7lb.core.servers import PoolState, ServerState
+
+if TYPE_CHECKING:
+    from l7lb.proxy.connection import Connection
+    from l7lb.proxy.upstream import ServerConnection
+
+NEW: Final = 0
+QUEUED: Final = 1
+CONNECTING: Final = 2
+HELD: Final = 3
+DONE: Final = 4
+
+
+class PoolRuntime:
+    """A pool with what serves it in this worker."""
+
+    __slots__ = ("balancer", "limited", "queue", "state", "stickiness")
+
+    def __init__(self, state: PoolState, balancer: Balancer, stickiness: Stickiness | None) -> None:
+        self.state = state
+        self.balancer = balancer
+        self.stickiness = stickiness
+        self.limited = [server for server in state.servers if server.config.max_connections]
+        self.queue: deque[Ticket] = deque()
+
+
+class Ticket(Assignment):
+    """One request on its way to a server. ``deadline`` is for the phase it is in."""
+
+    __slots__ = (
+        "began",
+        "careful",
+        "connection",
+        "deadline",
+        "facts",
+        "phase",
+        "pinned",
+        "runtime",
+        "tried",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        facts: Facts,
+        choice: Choice,
+        runtime: PoolRuntime,
+        server: ServerState,
+        now: float,
+    ) -> None:
+        super().__init__(choice, runtime.state, server)
+        self.connection = connection
+        self.facts = facts
+        self.runtime = runtime
+        self.tried: list[ServerState] = []
+        self.upstream: ServerConnection | None = None
+        self.phase = NEW
+        self.began = now
+        self.deadline = 0.0
+        self.careful = False  # look at a kept connection before it is used
+        self.pinned = False  # queued for exactly this server
