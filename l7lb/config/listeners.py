@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -11,7 +11,16 @@ from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.fields import Bind, Name
 from l7lb.config.routes import Route
 from l7lb.config.section import Reading, Section
+from l7lb.config.units import Duration
 from l7lb.core import snapshot
+
+
+class ListenerTimeouts(Section):
+    """How long a client may take; each protocol adds its own."""
+
+    handshake: Duration = Field(
+        default=10.0, description="For all that comes before the protocol's first byte, such as a PROXY header or TLS."
+    )
 
 
 class Listener(Section):
@@ -28,6 +37,7 @@ class Listener(Section):
     routes: Annotated[list[Route], Field(min_length=1)] = Field(
         description="The rules in their order: the first that matches decides."
     )
+    timeouts: ListenerTimeouts = Field(default=ListenerTimeouts(), description="How long a client may take.")
 
     def check(self, reading: Reading) -> None:
         for number, text in enumerate(self.bind):
@@ -37,8 +47,18 @@ class Listener(Section):
                 reading.warning((*self.place, "bind", number), message)
 
     def compiled(self, reading: Reading) -> snapshot.Listener:
-        """The listener for the data path; each protocol's model adds its settings."""
+        """The listener for the data path; each protocol's model adds its settings to what is :meth:`common`."""
         raise NotImplementedError
+
+    def common(self, reading: Reading) -> dict[str, Any]:
+        """What the listeners of all protocols have, as arguments of :class:`snapshot.Listener`."""
+        return {
+            "name": self.name,
+            "protocol": self.kind,
+            "bind": self.addresses(reading.base),
+            "routes": self.compiled_routes(reading),
+            "handshake": self.timeouts.handshake,
+        }
 
     def addresses(self, base: Path) -> tuple[snapshot.Address, ...]:
         """The parsed ``bind``."""

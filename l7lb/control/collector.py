@@ -143,6 +143,14 @@ class Collector(RegistryCollector):
             numbers.listeners,
             columns.ACTIVE,
         )
+        yield _gauge(
+            "l7lb_listener_opening_connections",
+            "Of these, those whose PROXY header or TLS handshake is not complete.",
+            ("listener",),
+            numbers.listeners,
+            columns.OPENING,
+        )
+        yield _openings(numbers.listeners)
         yield _responses("l7lb_listener", ("listener",), numbers.listeners)
         yield _durations("l7lb_listener", ("listener",), numbers.listeners)
         yield _gauge("l7lb_pool_waiting", "Requests that wait for a server.", ("pool",), numbers.pools, columns.WAITING)
@@ -237,6 +245,16 @@ def _responses(prefix: str, labels: Labels, rows: list[Row]) -> Metric:
     for values, cells in rows:
         for number, code in enumerate(CLASSES):
             metric.add_metric((*values, code), cells[columns.STATUS_1XX + number])
+    return metric
+
+
+def _openings(rows: list[Row]) -> Metric:
+    text = "Connections that ended before their session began."
+    metric = CounterMetricFamily("l7lb_listener_openings_failed", text, labels=("listener", "stage", "reason"))
+    for values, cells in rows:
+        for stage in columns.STAGES:
+            for reason in columns.REASONS:
+                metric.add_metric((*values, stage, reason), cells[columns.opening_failure(stage, reason)])
     return metric
 
 

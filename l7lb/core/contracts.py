@@ -128,10 +128,56 @@ class Session(Protocol):
         ...
 
 
-class Peer:
-    """Where a client's connection comes from and arrived; for a unix socket the addresses are ``unix:``."""
+class ClientCertificate:
+    """A client's certificate as the TLS handshake showed it; ``subject`` as text (RFC 4514).
 
-    __slots__ = ("client", "client_port", "local", "local_port", "tls")
+    ``verified``: it comes from a CA that the listener trusts. ``der`` is empty where a proxy in front told of it.
+    """
+
+    __slots__ = ("common_name", "der", "subject", "verified")
+
+    def __init__(self, common_name: str, subject: str, verified: bool, der: bytes = b"") -> None:
+        self.common_name = common_name
+        self.subject = subject
+        self.verified = verified
+        self.der = der
+
+
+class Handshake:
+    """What a client's TLS handshake showed, to this node or to the proxy in front that told of it.
+
+    ``sni`` and ``alpn`` are empty where there was none; ``version`` is such as ``TLSv1.3``.
+    """
+
+    __slots__ = ("alpn", "certificate", "cipher", "sni", "version")
+
+    def __init__(self, sni: bytes = b"", alpn: bytes = b"", version: str = "", cipher: str = "") -> None:
+        self.sni = sni
+        self.alpn = alpn
+        self.version = version
+        self.cipher = cipher
+        self.certificate: ClientCertificate | None = None
+
+
+class Front:
+    """The proxy in front that sent a PROXY header: its own address, and its name for the connection, if any."""
+
+    __slots__ = ("address", "unique_id")
+
+    def __init__(self, address: str, unique_id: bytes = b"") -> None:
+        self.address = address
+        self.unique_id = unique_id
+
+
+class Peer:
+    """Where a client's connection comes from and arrived; for a unix socket the addresses are ``unix:``.
+
+    Behind a listed proxy (``proxy_protocol``) these are the addresses that it told, and ``front`` is that proxy.
+    ``tls``: the client came over TLS, ended here or by that proxy. ``handshake`` is there whenever something is known
+    of it: with TLS, and where a proxy told a name or a protocol of a connection without.
+    """
+
+    __slots__ = ("client", "client_port", "front", "handshake", "local", "local_port", "tls")
 
     def __init__(self, client: str, client_port: int, local: str, local_port: int, tls: bool = False) -> None:
         self.client = client
@@ -139,6 +185,8 @@ class Peer:
         self.local = local
         self.local_port = local_port
         self.tls = tls
+        self.handshake: Handshake | None = None
+        self.front: Front | None = None
 
 
 # Makes the session of one client's connection. Made once for each listener and snapshot, called per connection.

@@ -122,6 +122,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 20_000
     backlog: int = 4096
     exact_case: bool = False  # whether path globs tell upper from lower case
+    handshake: float = 10.0  # seconds for all that comes before the protocol's first byte
     settings: dict[str, Any] = {}
     slot: int = 0
 

@@ -26,7 +26,7 @@ from l7lb.core.actions import (
     ToServer,
     Tunnel,
 )
-from l7lb.core.contracts import Session
+from l7lb.core.contracts import Peer, Session
 from l7lb.proxy.endpoint import DONT_WAIT, HIGH_WATER, Endpoint
 from l7lb.proxy.relay import Pump
 from l7lb.proxy.timers import TICK
@@ -34,6 +34,7 @@ from l7lb.proxy.timers import TICK
 if TYPE_CHECKING:
     from l7lb.proxy.dispatch import Dispatcher
     from l7lb.proxy.listener import ListenerState
+    from l7lb.proxy.opening import Opening
     from l7lb.proxy.tickets import Ticket
     from l7lb.proxy.upstream import ServerConnection
 
@@ -46,6 +47,7 @@ OPEN: Final = 0
 FLUSHING: Final = 1
 LINGERING: Final = 2
 GONE: Final = 3
+OPENING: Final = 4  # it has no session yet
 RECEIVED: Final = 0
 ENDED: Final = 1
 MOVED: Final = 2
@@ -55,12 +57,20 @@ DRAINING: Final = 4
 log = logging.getLogger("l7lb.connection")
 
 
+def text_of(peer: Peer) -> str:
+    """A client's address as logs and tables show it."""
+    host = peer.client
+    if host == "unix:":
+        return host
+    return f"[{host}]:{peer.client_port}" if ":" in host else f"{host}:{peer.client_port}"
+
+
 class Connection(Endpoint):
     """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
 
     __slots__ = (
-        "client", "discarded", "dispatcher", "linger", "listener", "phase", "postponed", "pumps", "session", "since",
-        "ticket", "tunnel", "upstream",
+        "client", "discarded", "dispatcher", "linger", "listener", "opening", "phase", "postponed", "pumps", "session",
+        "since", "ticket", "tunnel", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -68,14 +78,16 @@ class Connection(Endpoint):
         listener: ListenerState,
         dispatcher: Dispatcher,
         sock: socket.socket,
-        session: Session,
+        session: Session | None,
         client: str,
         now: float,
     ) -> None:
         super().__init__(dispatcher.loop, dispatcher.sender, sock)
         self.listener = listener
         self.dispatcher = dispatcher
-        self.session = session
+        if session is not None:  # else it comes when the opening is over
+            self.session = session
+        self.opening: Opening | None = None
         self.client = client
         self.since = now
         self.ticket: Ticket | None = None
@@ -160,6 +172,8 @@ class Connection(Endpoint):
     def due(self, now: float) -> float:
         """A deadline may have come; returns the next."""
         if self.phase != OPEN:
+            if self.opening is not None:
+                return self.opening.due(now)
             if self.phase == FLUSHING and self.progress + FLUSH_SECONDS > now:
                 return self.progress + FLUSH_SECONDS
             self.close(reset=self.phase == FLUSHING)
@@ -369,6 +383,10 @@ class Connection(Endpoint):
             self.on_readable()
         if self.phase == OPEN:
             self._tell(DRAINING, CLIENT, now, count=int(patient))
+        elif self.opening is not None:
+            self.opening.patient = True
+            if not patient:
+                self.close()
 
     def _closing(self) -> None:
         """Everything has been written: close, or listen for a moment to a client that still sends."""
@@ -395,6 +413,8 @@ class Connection(Endpoint):
         if self.phase == GONE:
             return
         self.phase = GONE
+        if self.opening is not None:
+            self.opening.stop()
         self.postponed = None
         self._stop_pumps()
         if self.ticket is not None:

@@ -16,7 +16,7 @@ from l7lb.core.tally import BUCKETS, Tally
 __all__ = ["BUCKETS", "Counts", "create"]
 
 ROWS = 16_384
-COLUMNS = 32
+COLUMNS = 64
 WORKERS = 64
 CELL = 8  # bytes
 SIZE = WORKERS * ROWS * COLUMNS * CELL
@@ -24,6 +24,7 @@ SIZE = WORKERS * ROWS * COLUMNS * CELL
 # Gauges.
 ACTIVE = 0  # requests or sessions in progress; for a listener: open connections
 WAITING = 1  # queued
+OPENING = 2  # of a listener: connections that have no session yet
 BLOCKS = 3  # in the first block's row 0 alone: how many blocks may be written, set by the keeper
 GAUGES = 4
 
@@ -46,6 +47,15 @@ TIMEOUTS = 18
 REUSED = 19  # requests over a kept connection
 ABORTED = 20  # by the client
 HISTOGRAM = 21  # .. 31: how many answers took at most BUCKETS[i] seconds, not cumulative; the last: longer
+OPENING_FAILURES = 32  # .. 43: of a listener, by stage and reason
+
+STAGES = ("proxy", "tls")  # what a connection goes through before its session is made
+REASONS = ("timeout", "closed", "malformed", "refused", "unsupported", "certificate")
+
+
+def opening_failure(stage: str, reason: str) -> int:
+    """The column of a failed opening; raises ValueError for names that are none of STAGES and REASONS."""
+    return OPENING_FAILURES + STAGES.index(stage) * len(REASONS) + REASONS.index(reason)
 
 
 def create() -> int:

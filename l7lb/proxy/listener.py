@@ -21,9 +21,10 @@ from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Listener
 from l7lb.core.tally import BUCKETS, Tally
 from l7lb.proxy import counts as columns
-from l7lb.proxy.connection import Connection
+from l7lb.proxy.connection import Connection, text_of
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
+from l7lb.proxy.opening import Failures, Opening, StageMaker
 from l7lb.proxy.tickets import Ticket
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
@@ -47,10 +48,12 @@ class ListenerState:
         "connections",
         "counts",
         "factory",
+        "failures",
         "name",
         "record",
         "router",
         "row",
+        "stages",
         "tally",
         "templates",
         "timers",
@@ -61,6 +64,7 @@ class ListenerState:
         config: Listener,
         router: Router,
         factory: SessionFactory,
+        stages: tuple[StageMaker, ...],
         timers: Timers,
         counts: Counts,
         record: Callable[[AccessRecord], None] | None,
@@ -69,6 +73,8 @@ class ListenerState:
         self.config = config
         self.router = router
         self.factory = factory
+        self.stages = stages
+        self.failures = Failures(self)
         self.timers = timers
         self.counts = counts
         self.cells = counts.cells
@@ -86,12 +92,18 @@ class ListenerState:
         return known
 
     def update(
-        self, config: Listener, router: Router, factory: SessionFactory, record: Callable[[AccessRecord], None] | None
+        self,
+        config: Listener,
+        router: Router,
+        factory: SessionFactory,
+        stages: tuple[StageMaker, ...],
+        record: Callable[[AccessRecord], None] | None,
     ) -> None:
         """Take over a new snapshot's form; its connections stay, and their next requests follow the new rules."""
         self.config = config
         self.router = router
         self.factory = factory
+        self.stages = stages
         self.record = record
         self.templates = {}
 
@@ -100,6 +112,10 @@ class ListenerState:
         self.connections.add(connection)
         self.cells[self.row + columns.ACTIVE] = len(self.connections)
         self.cells[self.row + columns.CONNECTIONS] += 1
+
+    def opening(self, change: int) -> None:
+        """So many connections more have no session yet."""
+        self.cells[self.row + columns.OPENING] += change
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -249,13 +265,16 @@ class Acceptor:
     def _begin(self, listener: ListenerState, sock: socket.socket, address: Any, now: float) -> None:
         if self._family == socket.AF_UNIX:
             peer = Peer("unix:", 0, "unix:", 0)
-            client = "unix:"
         else:
             host = address[0].removeprefix("::ffff:") if address[0][:7] == "::ffff:" else address[0]
             peer = Peer(host, address[1], self._local, self._port)
-            client = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+        if listener.stages:
+            connection = Connection(listener, self._dispatcher, sock, None, text_of(peer), now)
+            listener.opened(connection)
+            Opening(connection, peer, now).begin()
+            return
         session = listener.factory(peer, now)
-        connection = Connection(listener, self._dispatcher, sock, session, client, now)
+        connection = Connection(listener, self._dispatcher, sock, session, text_of(peer), now)
         listener.opened(connection)
         connection.open(now)
 

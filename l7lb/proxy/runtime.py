@@ -22,6 +22,7 @@ from l7lb.proxy.accesslog import AccessLogWriter, timestamp
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
 from l7lb.proxy.listener import Acceptor, ListenerState
+from l7lb.proxy.opening import StageMaker
 from l7lb.proxy.tickets import PoolRuntime
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
@@ -29,6 +30,11 @@ from l7lb.routing.balance import make_balancer
 
 REFRESH_SECONDS = 0.05  # between looks at the other workers' load
 IDLE_SECONDS = 1.0  # between looks at idle server connections
+
+
+# What a connection may have to go through before its session, in this order: each makes the stage's maker for a
+# listener, None for one that does without.
+STAGES: tuple[Callable[[Listener], StageMaker | None], ...] = ()
 
 
 class Runtime:
@@ -69,6 +75,7 @@ class Runtime:
     def apply(self, snapshot: Snapshot) -> None:
         """Use this snapshot from now on. Raises without any change where a part of it can't be built."""
         factories = {listener.name: self._factory(listener) for listener in snapshot.listeners}
+        stages = {listener.name: self._stages(listener) for listener in snapshot.listeners}
         routers = {listener.name: self._router(listener) for listener in snapshot.listeners}
         pools = {pool.name: self._pool(pool) for pool in snapshot.pools}
         log = self._open_log(snapshot)
@@ -86,10 +93,16 @@ class Runtime:
                 if state is not None:
                     self._leave(state)
                 state = ListenerState(
-                    config, routers[config.name], factories[config.name], self.timers, self._counts, record
+                    config,
+                    routers[config.name],
+                    factories[config.name],
+                    stages[config.name],
+                    self.timers,
+                    self._counts,
+                    record,
                 )
             else:
-                state.update(config, routers[config.name], factories[config.name], record)
+                state.update(config, routers[config.name], factories[config.name], stages[config.name], record)
             self.listeners[config.name] = state
         for state in before.values():
             self._leave(state)
@@ -100,6 +113,9 @@ class Runtime:
 
     def _factory(self, listener: Listener) -> SessionFactory:
         return self._protocols[listener.protocol].sessions(listener)
+
+    def _stages(self, listener: Listener) -> tuple[StageMaker, ...]:
+        return tuple(maker for make in STAGES if (maker := make(listener)) is not None)
 
     def _router(self, listener: Listener) -> Router:
         """The listener's rules, compiled; those that stay the same are not compiled again, since many take long."""

@@ -139,6 +139,7 @@ HTTP = [
     ("forwarded: {trust: ▸10.0.0.0/8}", "must be a list"),
     ("timeouts: {▸request: 1s}", '"request" is not known here; did you mean'),
     ("timeouts: {keep_alive: ▸0s}", "0s is not more than nothing"),
+    ("timeouts: {handshake: ▸10}", "10 has no unit: write 10s, 10ms ..."),
     ("limits: {header_bytes: ▸32768}", "32768 has no unit: write 32768B, 32768KiB ..."),
     ("limits: {header_bytes: ▸32KB}", "KB is not a unit of size: write 32KiB"),
     ("limits: {header_bytes: ▸32k}", "k is not a unit of size: write 32KiB"),

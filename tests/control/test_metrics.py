@@ -67,6 +67,8 @@ async def test_counts_of_all_workers_add_up(
         for slot in (first.slot, listener.slot):
             row = worker * STRIDE + slot * columns.COLUMNS
             counts.cells[row + columns.ACTIVE] = 1
+            counts.cells[row + columns.OPENING] = 1
+            counts.cells[row + columns.opening_failure("tls", "timeout")] = 6
             counts.cells[row + columns.CONNECTIONS] = 5
             counts.cells[row + columns.REQUESTS] = 100 + worker
             counts.cells[row + columns.RECEIVED] = 1000
@@ -83,6 +85,10 @@ async def test_counts_of_all_workers_add_up(
     assert value(found, "l7lb_server_requests_total", **where) == 303
     assert value(found, "l7lb_server_received_bytes_total", **where) == 3000
     assert value(found, "l7lb_listener_open_connections", listener="web") == 2
+    assert value(found, "l7lb_listener_opening_connections", listener="web") == 2
+    failed = "l7lb_listener_openings_failed_total"
+    assert value(found, failed, listener="web", stage="tls", reason="timeout") == 18
+    assert value(found, failed, listener="web", stage="proxy", reason="timeout") == 0
     assert value(found, "l7lb_listener_connections_total", listener="web") == 15
     assert value(found, "l7lb_listener_requests_total", listener="web") == 303
     assert [value(found, "l7lb_server_responses_total", code=code, **where) for code in CLASSES] == [0, 3, 6, 9, 12]

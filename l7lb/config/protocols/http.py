@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from l7lb.config.fields import TOKEN, TrustedNetwork
-from l7lb.config.listeners import Listener
+from l7lb.config.listeners import Listener, ListenerTimeouts
 from l7lb.config.section import Reading, Section, seconds
 from l7lb.config.units import Duration, Size, format_size
 from l7lb.config.wording import describe, quoted, wrong
@@ -64,7 +64,7 @@ class Forwarded(Section):
     )
 
 
-class Timeouts(Section):
+class Timeouts(ListenerTimeouts):
     """How long a client may take."""
 
     request_header: Duration = Field(default=10.0, description="For the whole header of a request.")
@@ -119,17 +119,16 @@ class HttpListener(Listener):
 
     def compiled(self, reading: Reading) -> snapshot.Listener:
         limits = seconds(self.limits)
+        timeouts = seconds(self.timeouts)
+        del timeouts["handshake"]
         return snapshot.Listener(
-            name=self.name,
-            protocol=self.kind,
-            bind=self.addresses(reading.base),
-            routes=self.compiled_routes(reading),
+            **self.common(reading),
             connections=limits.pop("connections"),
             backlog=limits.pop("backlog"),
             exact_case=self.path_case == "exact",
             settings={
                 "trust": list(self.forwarded.trust),
-                "timeouts": seconds(self.timeouts),
+                "timeouts": timeouts,
                 "upgrades": self.upgrades,
                 **limits,
             },
