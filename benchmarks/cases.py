@@ -30,27 +30,18 @@ class Plan:
 
 def keep_alive(site: Site, plan: Plan, results: Results) -> None:
     """Small requests over kept connections, with routing and the cookie."""
-    groups = _chosen(site, plan)
-    if not plan.only or "haproxy-headers" in plan.only:
-        groups.append(peers.haproxy(site, "haproxy-headers", headers=peers.HAPROXY_HEADERS))
-    if not plan.only or "nginx-headers" in plan.only:
-        groups.append(peers.nginx(site, "nginx-headers", headers=peers.NGINX_HEADERS))
-    cost, rate = _small(site, plan, groups, (), 50)
+    cost, rate = _small(site, plan, _equals(site, plan), (), 50)
     results.add("keep-alive", "us CPU/request", cost)
     results.add("keep-alive", "requests/s", rate)
-    results.compare("keep-alive CPU", cost, "l7lb", "haproxy", 1.3)
-    results.compare("keep-alive CPU", cost, "l7lb", "nginx", 1.0)
-    results.compare("keep-alive CPU", cost, "l7lb", "haproxy-headers")
-    results.compare("keep-alive CPU", cost, "l7lb", "nginx-headers")
+    _compare_equals(results, "keep-alive CPU", cost, haproxy=1.3, nginx=1.0)
 
 
 def close(site: Site, plan: Plan, results: Results) -> None:
     """A connection for each small request."""
-    cost, rate = _small(site, plan, _chosen(site, plan), ("Connection: close",), 50)
+    cost, rate = _small(site, plan, _equals(site, plan), ("Connection: close",), 50)
     results.add("connection a request", "us CPU/request", cost)
     results.add("connection a request", "requests/s", rate)
-    results.compare("connection a request CPU", cost, "l7lb", "haproxy", 1.5)
-    results.compare("connection a request CPU", cost, "l7lb", "nginx")
+    _compare_equals(results, "connection a request CPU", cost, haproxy=1.5)
 
 
 def bodies(site: Site, plan: Plan, results: Results) -> None:
@@ -191,6 +182,30 @@ def _chosen(site: Site, plan: Plan) -> list[Group]:
         "nginx": lambda: peers.nginx(site),
     }
     return [make() for name, make in makers.items() if not plan.only or name in plan.only]
+
+
+def _equals(site: Site, plan: Plan) -> list[Group]:
+    """The pairs that do equal work, neighbours in time: with X-Forwarded-For alone, and with all of l7lb's headers."""
+    makers: dict[str, Callable[[], Group]] = {
+        "l7lb-plain": lambda: peers.l7lb(site, "l7lb-plain", bare=plan.bare, forwarded=peers.PLAIN),
+        "haproxy": lambda: peers.haproxy(site),
+        "nginx": lambda: peers.nginx(site),
+        "l7lb": lambda: peers.l7lb(site, bare=plan.bare),
+        "haproxy-headers": lambda: peers.haproxy(site, "haproxy-headers", headers=peers.HAPROXY_HEADERS),
+        "nginx-headers": lambda: peers.nginx(site, "nginx-headers", headers=peers.NGINX_HEADERS),
+    }
+    return [make() for name, make in makers.items() if not plan.only or name in plan.only]
+
+
+def _compare_equals(
+    results: Results, what: str, cost: Values, haproxy: float | None = None, nginx: float | None = None
+) -> None:
+    results.compare(what, cost, "l7lb-plain", "haproxy", haproxy)
+    results.compare(what, cost, "l7lb-plain", "nginx", nginx)
+    results.compare(what, cost, "l7lb", "haproxy-headers", haproxy)
+    results.compare(what, cost, "l7lb", "nginx-headers", nginx)
+    results.compare(what, cost, "l7lb", "haproxy")  # unequal work, for information
+    results.compare(what, cost, "l7lb", "nginx")
 
 
 @contextlib.contextmanager

@@ -152,6 +152,7 @@ def snapshot(base: Path, file: str, lines: list[int], key: str) -> Snapshot:
                 exact_case=True,
                 settings={
                     "trust": ["10.0.0.0/8", "::1/128"],
+                    "send": ["x-forwarded-for", "via"],
                     "timeouts": {"request_header": 5.0, "request_body": 60.0, "keep_alive": 20.0, "tunnel": 7200.0},
                     "upgrades": ["websocket"],
                     "header_bytes": 16384,

@@ -13,6 +13,7 @@ from config_writing import to_json, to_toml, to_yaml
 from l7lb.config import load
 from l7lb.config.document import plain
 from l7lb.config.formats import yaml_text
+from l7lb.config.protocols.http import FORWARDING
 from l7lb.core import snapshot
 from l7lb.core.errors import ConfigurationError, Problem
 from l7lb.core.snapshot import Address
@@ -102,6 +103,7 @@ def test_defaults(tmp_path: Path) -> None:
         routes=(snapshot.Route(number=1, where="small.yaml:2", match=None, action=snapshot.ToPool("web")),),
         settings={
             "trust": [],
+            "send": list(FORWARDING),
             "timeouts": {"request_header": 10.0, "request_body": 60.0, "keep_alive": 15.0, "tunnel": 3600.0},
             "upgrades": "any",
             "header_bytes": 32768,

@@ -152,6 +152,12 @@ HTTP = [
     ("limits: {headers: ▸0}", "the number 0 is too small: at least 1"),
     ('limits: {headers: ▸"5"}', 'must be a whole number, not "5"'),
     ("limits: {connections: ▸-1}", "the number -1 is too small: at least 1"),
+    (
+        "forwarded: {send: [via, ▸x-forwarded-from]}",
+        '"x-forwarded-from" is not known; did you mean "x-forwarded-f',
+    ),
+    ("forwarded: {send: [▸true]}", "must be one of x-forwarded-for, x-forwarded-proto"),
+    ("forwarded: {send: ▸via}", "must be a list"),
     ("upgrades: ▸some", '"some" is not known: write any, none or a list, such as [websocket]'),
     ("upgrades: ▸[]", "is empty: write none"),
     ("upgrades: ▸[h2c]", '"h2c" would hide requests from the rules, and is never passed on'),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
@@ -14,6 +14,16 @@ from l7lb.config.wording import describe, quoted, wrong
 from l7lb.core import snapshot
 
 NEVER_PASSED = ("h2c", "tls")  # and every version of HTTP
+ForwardingHeader = Literal[
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-host",
+    "forwarded",
+    "x-request-id",
+    "via",
+]
+FORWARDING: tuple[ForwardingHeader, ...] = get_args(ForwardingHeader)
 
 
 def _upgrades(value: Any) -> Any:
@@ -60,8 +70,17 @@ class Forwarded(Section):
 
     trust: list[TrustedNetwork] = Field(
         default=[],
-        description="Whose X-Forwarded-* and Forwarded headers are believed and kept; all others' are replaced.",
+        description="Whose X-Forwarded-*, Forwarded and X-Request-ID headers are believed and kept; all others' are "
+        "taken out.",
     )
+    send: list[ForwardingHeader] = Field(
+        default=list(FORWARDING),
+        description="Which of these headers are added to what servers get; via also to what clients get.",
+    )
+
+    def compiled_send(self) -> list[str]:
+        """The headers to add, each once, in their usual order."""
+        return [name for name in FORWARDING if name in self.send]
 
 
 class Timeouts(ListenerTimeouts):
@@ -128,6 +147,7 @@ class HttpListener(Listener):
             exact_case=self.path_case == "exact",
             settings={
                 "trust": list(self.forwarded.trust),
+                "send": self.forwarded.compiled_send(),
                 "timeouts": timeouts,
                 "upgrades": self.upgrades,
                 **limits,

@@ -90,7 +90,8 @@ class HttpAnswering(HttpEnding):
             exchange.reader = ChunkedReader(self.shared.settings.headers)
         elif length == UNTIL_CLOSE:
             exchange.reader = CloseReader()
-        head = response_head(exchange.request, response, assignment, self._must_close(exchange))
+        close = self._must_close(exchange)
+        head = response_head(exchange.request, response, assignment, close, self.shared.via)
         self.state = ANSWERING
         exchange.sent += len(head)
         if assignment.learns and response.set_cookies is not None:

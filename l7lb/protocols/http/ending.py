@@ -37,6 +37,7 @@ class Shared:
         self.settings = settings
         self.timeouts = settings.timeouts
         self.networks: Networks = settings.networks()
+        self.via = "via" in settings.send
         self._trusted: dict[str, bool] = {}
 
     def trusts(self, address: str) -> bool:

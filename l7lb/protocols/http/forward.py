@@ -1,7 +1,8 @@
 """The heads that l7lb writes: a request for a server, an answer for a client, always from the parsed form.
 
 Who the client is travels in X-Forwarded-* (the common habit) and Forwarded (RFC 7239). Both are believed only from
-trusted peers, whose chain is continued; anybody else's are replaced, since servers act on them.
+trusted peers, whose chain is continued; anybody else's are taken out, since servers act on them. ``forwarded.send``
+chooses which of these fields l7lb adds itself; it changes nothing about whom it believes.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Collection
 
 from l7lb.core.contracts import Assignment, Choice, Peer
 from l7lb.core.snapshot import Route
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.message import CHUNKED, Request, Response
+from l7lb.protocols.http.settings import FORWARDING
 
 VIA = b"Via: 1.1 l7lb\r\n"
 VIA_10 = b"Via: 1.0 l7lb\r\n"  # the version in which the message came (RFC 9110 section 7.6.3)
@@ -32,17 +35,23 @@ def new_request_id() -> bytes:
 
 
 class Origin:
-    """What every request of one client connection says about where it came from."""
+    """What every request of one client connection says about where it came from: the fields that ``send`` names.
 
-    __slots__ = ("address", "host", "node", "plain", "port", "scheme")
+    ``identify`` and ``via`` say whether X-Request-ID and Via are among them.
+    """
 
-    def __init__(self, peer: Peer) -> None:
+    __slots__ = ("_block", "_named", "address", "host", "identify", "node", "port", "scheme", "send", "via")
+
+    def __init__(self, peer: Peer, send: Collection[str] = FORWARDING) -> None:
+        self.send = send
+        self.identify = "x-request-id" in send
+        self.via = "via" in send
         self.address = peer.client.encode()
         self.scheme = b"https" if peer.tls else b"http"
         self.port = b"%d" % peer.local_port
         # RFC 7239 section 6: an IPv6 address goes in brackets and quotes; a unix socket has no address.
         if not self.address or self.address.startswith(b"unix:"):
-            self.node = b"unknown"
+            self.address = self.node = b"unknown"
         else:
             self.node = b'"[%b]"' % self.address if b":" in self.address else self.address
         # What a request without a Host was sent to, for servers that insist on one.
@@ -51,37 +60,50 @@ class Origin:
         else:
             local = peer.local.encode()
             self.host = b"%b:%b" % (b"[%b]" % local if b":" in local else local, self.port)
-        self.plain = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
-            self.address if self.node != b"unknown" else b"unknown",
-            self.scheme,
-            self.port,
-        )
+        self._named = b""  # the host of the request before, and what was said of it: most often it stays the same
+        self._block = b""
 
     def fields(self, request: Request, trusted: bool) -> bytes:
         """The forwarding fields of a request, complete lines."""
         host = request.host_field or self.host
         if trusted and request.forwarded is not None:
-            return self._continued(request.forwarded, host)
-        return b'%bX-Forwarded-Host: %b\r\nForwarded: for=%b;host="%b";proto=%b\r\n' % (
-            self.plain,
-            host,
-            self.node,
-            host,
-            self.scheme,
-        )
+            return self._lines(self._continued(request.forwarded, host))
+        if host != self._named:
+            self._named = host
+            own = self._own(host)
+            own[b"forwarded"] = self._element(host)
+            self._block = self._lines({name: [value] for name, value in own.items() if name.decode() in self.send})
+        return self._block
 
-    def _continued(self, given: list[tuple[bytes, bytes]], host: bytes) -> bytes:
+    def _own(self, host: bytes) -> dict[bytes, bytes]:
+        return {
+            b"x-forwarded-for": self.address,
+            b"x-forwarded-proto": self.scheme,
+            b"x-forwarded-port": self.port,
+            b"x-forwarded-host": host,
+        }
+
+    def _element(self, host: bytes) -> bytes:
+        """This hop in a Forwarded field."""
+        return b'for=%b;host="%b";proto=%b' % (self.node, host, self.scheme)
+
+    def _continued(self, given: list[tuple[bytes, bytes]], host: bytes) -> dict[bytes, list[bytes]]:
+        """What a trusted peer says, with what this hop adds to it. What is not sent here passes as it came."""
         chains: dict[bytes, list[bytes]] = {}
         for name, value in given:
             chains.setdefault(name, []).append(value)
-        address = self.address if self.node != b"unknown" else b"unknown"
-        chains.setdefault(b"x-forwarded-for", []).append(address)
-        if b"forwarded" in chains:
-            chains[b"forwarded"].append(b'for=%b;host="%b";proto=%b' % (self.node, host, self.scheme))
+        for name, value in self._own(host).items():
+            if name.decode() in self.send:
+                if name == b"x-forwarded-for":
+                    chains.setdefault(name, []).append(value)
+                else:
+                    chains.setdefault(name, [value])
         # Where the proxy before says it in X-Forwarded-* alone, a Forwarded of ours would contradict it.
-        chains.setdefault(b"x-forwarded-proto", [self.scheme])
-        chains.setdefault(b"x-forwarded-port", [self.port])
-        chains.setdefault(b"x-forwarded-host", [host])
+        if b"forwarded" in chains and "forwarded" in self.send:
+            chains[b"forwarded"].append(self._element(host))
+        return chains
+
+    def _lines(self, chains: dict[bytes, list[bytes]]) -> bytes:
         return b"".join(
             b"%b: %b\r\n" % (b"-".join(part.capitalize() for part in name.split(b"-")), b", ".join(values))
             for name, values in chains.items()
@@ -112,15 +134,13 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
     query = request.query
     if choice.path and b"?" in choice.path:
         query = b"&" + query[1:] if len(query) > 1 else b""
-    if trusted and request.request_id and len(request.request_id) <= MAX_REQUEST_ID:
-        identity = request.request_id
-    else:
-        identity = request.request_id = new_request_id()
-    own = b"%bX-Request-ID: %b\r\n%b" % (
-        origin.fields(request, trusted),
-        identity,
-        VIA if request.version == 11 else VIA_10,
-    )
+    own = origin.fields(request, trusted)
+    if not trusted or not request.request_id or len(request.request_id) > MAX_REQUEST_ID:
+        request.request_id = new_request_id() if origin.identify else b""
+    if request.request_id:
+        own += b"X-Request-ID: %b\r\n" % request.request_id
+    if origin.via:
+        own += VIA if request.version == 11 else VIA_10
     if request.cookies:
         own = b"Cookie: %b\r\n%b" % (request.cookies, own)
     if route.set_headers or route.remove_headers:
@@ -157,8 +177,8 @@ def _response_changes(response: Response, route: Route) -> list[bytes]:
     ]
 
 
-def response_head(request: Request, response: Response, assignment: Assignment, close: bool) -> bytes:
-    """The head that the client gets, for any answer but 1xx."""
+def response_head(request: Request, response: Response, assignment: Assignment, close: bool, via: bool = True) -> bytes:
+    """The head that the client gets, for any answer but 1xx; ``via``: whether l7lb names itself in it."""
     route = assignment.choice.route
     lines = response.lines
     if route.set_response_headers or route.remove_response_headers:
@@ -178,7 +198,9 @@ def response_head(request: Request, response: Response, assignment: Assignment, 
         fields += b"Connection: close\r\n"
     elif request.version == 10:
         fields += b"Connection: keep-alive\r\n"
-    return b"HTTP/1.1%b\r\n%b%b\r\n" % (response.start, fields, VIA if response.version == 11 else VIA_10)
+    if via:
+        fields += VIA if response.version == 11 else VIA_10
+    return b"HTTP/1.1%b\r\n%b\r\n" % (response.start, fields)
 
 
 def interim_head(response: Response) -> bytes:

@@ -110,7 +110,7 @@ class HttpMachine(HttpAnswering):
         exchange.inbox = b""
         exchange.searched = 0
         if self.origin is None:
-            self.origin = Origin(self.peer)
+            self.origin = Origin(self.peer, self.shared.settings.send)
         head = request_head(exchange.request, assignment.choice, self.origin, self.trust)
         self.state = WAITING
         if exchange.replay:

@@ -8,6 +8,17 @@ import msgspec
 
 from l7lb.core.snapshot import Listener
 
+# The fields that tell of a request's way, in lower case: what a listener adds unless it is told otherwise.
+FORWARDING = (
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-host",
+    "forwarded",
+    "x-request-id",
+    "via",
+)
+
 
 class Timeouts(msgspec.Struct, frozen=True):
     """Seconds. ``request_header`` is for the whole head, ``request_body`` between two reads of the body, and as long
@@ -21,9 +32,12 @@ class Timeouts(msgspec.Struct, frozen=True):
 
 
 class HttpSettings(msgspec.Struct, frozen=True):
-    """An HTTP listener's settings. ``upgrades`` is ``any``, ``none`` or a list of names in lower case."""
+    """An HTTP listener's settings. ``upgrades`` is ``any``, ``none`` or a list of names in lower case, ``send`` those
+    of FORWARDING that l7lb adds.
+    """
 
     trust: tuple[str, ...] = ()
+    send: tuple[str, ...] = FORWARDING
     timeouts: Timeouts = Timeouts()
     header_bytes: int = 32 * 1024
     headers: int = 100

@@ -16,6 +16,7 @@ from l7lb.protocols.http.forward import (
     response_head,
 )
 from l7lb.protocols.http.message import read_request, read_response
+from l7lb.protocols.http.settings import FORWARDING
 
 SERVER = Server(name="web1", address=Address("127.0.0.1", 1))
 
@@ -33,6 +34,7 @@ def sent(
     path: bytes = b"",
     new_host: bytes = b"",
     upgrade: bytes = b"",
+    send: tuple[str, ...] = FORWARDING,
     **changes: object,
 ) -> list[str]:
     """The lines that a server gets."""
@@ -40,7 +42,7 @@ def sent(
     request.upgrade = upgrade
     choice = Choice(route(**changes), "web")
     choice.path, choice.host = path, new_host
-    head = request_head(request, choice, Origin(peer), trusted)
+    head = request_head(request, choice, Origin(peer, send), trusted)
     assert head.endswith(b"\r\n\r\n")
     return head.decode("latin-1")[:-4].split("\r\n")
 
@@ -99,6 +101,52 @@ def test_a_strangers_word_on_where_it_comes_from_is_replaced() -> None:
     assert values(lines, "x-request-id") != ["forged"]
     for forged in ("6.6.6.6", "evil", "443", "/x", "forged", "https"):
         assert forged not in text
+
+
+OWN = {
+    "x-forwarded-for": "X-Forwarded-For: 192.0.2.1",
+    "x-forwarded-proto": "X-Forwarded-Proto: http",
+    "x-forwarded-port": "X-Forwarded-Port: 8080",
+    "x-forwarded-host": "X-Forwarded-Host: a:80",
+    "forwarded": 'Forwarded: for=192.0.2.1;host="a:80";proto=http',
+    "via": "Via: 1.1 l7lb",
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_only_what_is_chosen_is_sent(name: str) -> None:
+    assert sent(send=(name,))[2:] == [OWN[name]]
+    assert OWN[name] not in sent(send=tuple(other for other in FORWARDING if other != name))
+
+
+def test_without_a_request_id() -> None:
+    assert sent(send=())[2:] == []
+    assert len(values(sent(send=("x-request-id",)), "x-request-id")[0]) == 32
+
+
+@pytest.mark.parametrize("send", [(), ("via",), ("x-forwarded-for",), ("forwarded", "x-forwarded-proto")])
+def test_a_strangers_word_is_taken_out_even_where_nothing_takes_its_place(send: tuple[str, ...]) -> None:
+    assert sent(*FORGED, send=send) == sent(send=send)
+
+
+def test_what_is_not_sent_passes_from_a_trusted_peer_as_it_came() -> None:
+    given = [
+        "X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https", "Forwarded: for=203.0.113.9", "X-Request-ID: abc",
+    ]  # fmt: skip
+    assert sent(*given, trusted=True, send=())[2:] == given
+    lines = sent(*given, trusted=True, send=("x-forwarded-for", "x-forwarded-port"))
+    assert lines[2:] == [
+        "X-Forwarded-For: 203.0.113.9, 192.0.2.1", given[1], given[2], "X-Forwarded-Port: 8080", given[3],
+    ]  # fmt: skip
+
+
+def test_the_host_of_each_request_is_told() -> None:
+    origin = Origin(Peer("192.0.2.1", 4711, "127.0.0.1", 8080))
+    for host in (b"a", b"b", b"a"):
+        request = read_request(b"GET / HTTP/1.1\r\nHost: " + host, 100)
+        fields = origin.fields(request, False).decode().split("\r\n")
+        assert values(fields, "x-forwarded-host") == [host.decode()]
+        assert values(fields, "forwarded") == [f'for=192.0.2.1;host="{host.decode()}";proto=http']
 
 
 def test_a_trusted_peers_chain_goes_on() -> None:

@@ -748,3 +748,13 @@ def test_who_is_trusted_is_remembered_within_bounds() -> None:
         assert not shared.trusts(f"192.0.{number // 256}.{number % 256}")
     assert len(shared._trusted) <= 4096
     assert not Bench().machine.shared.trusts("10.0.0.1")
+
+
+@pytest.mark.parametrize("send", [["via"], ["x-forwarded-for"], []])
+def test_a_listener_sends_what_it_is_told_to(send: list[str]) -> None:
+    bench = Bench(send=send).client(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n").connect()
+    bench.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert (b"X-Forwarded-For: 192.0.2.1\r\n" in bench.to_server) is ("x-forwarded-for" in send)
+    assert (b"Via: 1.1 l7lb\r\n" in bench.to_server) is ("via" in send)
+    assert (b"Via: 1.1 l7lb\r\n" in bench.to_client) is ("via" in send)
+    assert b"6.6.6.6" not in bench.to_server
