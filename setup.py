@@ -20,6 +20,7 @@ from setuptools import setup
 HOT = [
     "l7lb/core/actions.py",
     "l7lb/core/contracts.py",
+    "l7lb/core/dates.py",
     "l7lb/core/facts.py",
     "l7lb/core/servers.py",
     "l7lb/core/tally.py",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 
 from l7lb.core.contracts import ProtocolSpec, SessionFactory
+from l7lb.core.dates import DATES
 from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
 from l7lb.core.record import AccessRecord
 from l7lb.core.servers import PoolState, ServerState
@@ -65,6 +66,7 @@ class Runtime:
         self._leaving: list[ListenerState] = []  # listeners that a reload removed, while they have clients
         self._log: AccessLogWriter | None = None
         self._draining = False
+        DATES.tell(time.time() - monotonic())
         self._timers = [
             loop.call_later(REFRESH_SECONDS, self._refresh),
             loop.call_later(IDLE_SECONDS, self._sweep),
@@ -261,6 +263,7 @@ class Runtime:
             for server in runtime.state.servers:
                 if server.idle:
                     self.dispatcher.close_idle(server, now - runtime.state.config.timeouts.idle)
+        DATES.tell(time.time() - now)  # the wall clock may have been set
         self._timers[1] = self.loop.call_later(IDLE_SECONDS, self._sweep)
         self._check_drained()
 

@@ -270,6 +270,7 @@ PLAYBOOKS = {
         web> Content-Length: 0
         web>
         client< HTTP/1.1 200 OK
+        client< Date: *
         client< Content-Length: 0
         client< Via: *
         client<

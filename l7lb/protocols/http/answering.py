@@ -91,7 +91,8 @@ class HttpAnswering(HttpEnding):
         elif length == UNTIL_CLOSE:
             exchange.reader = CloseReader()
         close = self._must_close(exchange)
-        head = response_head(exchange.request, response, assignment, close, self.shared.via)
+        date = self.shared.dates.field(now)
+        head = response_head(exchange.request, response, assignment, close, self.shared.via, date)
         self.state = ANSWERING
         exchange.sent += len(head)
         if assignment.learns and response.set_cookies is not None:

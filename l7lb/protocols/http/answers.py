@@ -43,18 +43,22 @@ def start_line(status: int) -> bytes:
 def answer(
     status: int,
     body: bytes,
+    date: bytes = b"",
     *,
     headers: tuple[tuple[str, str], ...] = (),
     content_type: str = "text/plain; charset=utf-8",
     close: bool = False,
     head_only: bool = False,
 ) -> bytes:
-    """A whole answer. 1xx, 204 and 304 carry no body, HEAD gets the head of one."""
+    """A whole answer. 1xx, 204 and 304 carry no body, HEAD gets the head of one. ``date`` is a complete line."""
     lines = [start_line(status)]
+    given = {name.lower() for name, _ in headers}
+    if date and "date" not in given:
+        lines.append(date[:-2])
     bodiless = status < 200 or status in (204, 304)
     if not bodiless:
         lines.append(b"Content-Length: %d" % len(body))
-        if body and not any(name.lower() == "content-type" for name, _ in headers):
+        if body and "content-type" not in given:
             lines.append(b"Content-Type: " + content_type.encode("latin-1"))
     lines += [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in headers]
     if close:
@@ -63,11 +67,26 @@ def answer(
     return head if bodiless or head_only else head + body
 
 
-def refusal(failure: Failure, *, status: int = 0, reason: str = "", close: bool, head_only: bool = False) -> bytes:
-    """The answer to a failure: its status and, in one line, what happened and what would help."""
+def refusal(
+    failure: Failure,
+    date: bytes,
+    identity: bytes,
+    *,
+    status: int = 0,
+    reason: str = "",
+    close: bool,
+    head_only: bool = False,
+) -> bytes:
+    """The answer to a failure: its status and, in one line, what happened and what would help.
+
+    It carries the request's ``identity``, by which an operator finds in the log what a user complains of.
+    """
     status = status or STATUS[failure]
     text = f"{status} {REASONS.get(status, '')}: {reason or failure.meaning}\n"
-    headers: tuple[tuple[str, str], ...] = (("Cache-Control", "no-store"),)
+    headers: tuple[tuple[str, str], ...] = (
+        ("Cache-Control", "no-store"),
+        ("X-Request-ID", identity.decode("latin-1")),
+    )
     if failure in RETRY_AFTER:
         headers = (*headers, ("Retry-After", "1"))
-    return answer(status, text.encode(), headers=headers, close=close, head_only=head_only)
+    return answer(status, text.encode(), date, headers=headers, close=close, head_only=head_only)

@@ -11,10 +11,11 @@ from typing import Final
 
 from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToClient
 from l7lb.core.contracts import Peer
+from l7lb.core.dates import Dates
 from l7lb.core.errors import Failure, Owner
 from l7lb.protocols.http.answers import STATUS, refusal
 from l7lb.protocols.http.facts import Networks, trusted
-from l7lb.protocols.http.forward import Origin
+from l7lb.protocols.http.forward import Origin, named, new_request_id
 from l7lb.protocols.http.session import Exchange, Unread
 from l7lb.protocols.http.settings import HttpSettings
 
@@ -32,8 +33,9 @@ MAX_TRUST = 4096
 class Shared:
     """What all connections of one listener have in common, for one snapshot."""
 
-    def __init__(self, name: str, settings: HttpSettings) -> None:
+    def __init__(self, name: str, settings: HttpSettings, dates: Dates | None = None) -> None:
         self.name = name
+        self.dates = dates or Dates()
         self.settings = settings
         self.timeouts = settings.timeouts
         self.networks: Networks = settings.networks()
@@ -137,7 +139,15 @@ class HttpEnding:
         status = status or STATUS[failure]
         close = self._must_close(exchange) or not exchange.body_done or failure.owner is Owner.CLIENT
         head_only = exchange.request.method == b"HEAD"
-        data = refusal(failure, status=status, reason=reason, close=close, head_only=head_only)
+        data = refusal(
+            failure,
+            self.shared.dates.field(now),
+            named(exchange.request),
+            status=status,
+            reason=reason,
+            close=close,
+            head_only=head_only,
+        )
         return self._answer_here(exchange, data, status, failure, close, now)
 
     def _answer_here(
@@ -171,16 +181,17 @@ class HttpEnding:
 
     def _broken(self, failure: Failure, status: int, reason: str, now: float) -> list[Action]:
         """The client's head can't be read: say so and close."""
-        data = refusal(failure, status=status, reason=reason, close=True)
-        finished = self._unread(failure, status, now, len(data))
+        identity = new_request_id()
+        data = refusal(failure, self.shared.dates.field(now), identity, status=status, reason=reason, close=True)
+        finished = self._unread(failure, status, identity, now, len(data))
         self.buffer = b""
         self.state = CLOSED
         self.deadline = 0.0
         return [ToClient(data), finished, Close(linger=True)]
 
-    def _unread(self, failure: Failure, status: int, now: float, sent: int = 0) -> Finished:
+    def _unread(self, failure: Failure, status: int, identity: bytes, now: float, sent: int = 0) -> Finished:
         ended = f"{failure.label}@request-header"
-        unread = Unread(self.shared.name, self.peer.client, status)
+        unread = Unread(self.shared.name, self.peer.client, identity, status)
         return Finished(unread, status, failure, ended, len(self.buffer), sent, now - self.began)
 
     def _phase(self, exchange: Exchange, failure: Failure) -> str:

@@ -34,6 +34,19 @@ def new_request_id() -> bytes:
     return b"%b%016x" % (_instance, next(_sequence))
 
 
+def believe_identity(request: Request) -> None:
+    """Call a request what a trusted peer calls it."""
+    if len(request.request_id) <= MAX_REQUEST_ID:
+        request.identity = request.request_id
+
+
+def named(request: Request) -> bytes:
+    """What a request is called in the log, in refusals and by servers, on every try; it gets a name if it has none."""
+    if not request.identity:
+        request.identity = new_request_id()
+    return request.identity
+
+
 class Origin:
     """What every request of one client connection says about where it came from: the fields that ``send`` names.
 
@@ -135,10 +148,8 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
     if choice.path and b"?" in choice.path:
         query = b"&" + query[1:] if len(query) > 1 else b""
     own = origin.fields(request, trusted)
-    if not trusted or not request.request_id or len(request.request_id) > MAX_REQUEST_ID:
-        request.request_id = new_request_id() if origin.identify else b""
-    if request.request_id:
-        own += b"X-Request-ID: %b\r\n" % request.request_id
+    if origin.identify or request.identity:
+        own += b"X-Request-ID: %b\r\n" % named(request)
     if origin.via:
         own += VIA if request.version == 11 else VIA_10
     if request.cookies:
@@ -177,13 +188,20 @@ def _response_changes(response: Response, route: Route) -> list[bytes]:
     ]
 
 
-def response_head(request: Request, response: Response, assignment: Assignment, close: bool, via: bool = True) -> bytes:
-    """The head that the client gets, for any answer but 1xx; ``via``: whether l7lb names itself in it."""
+def response_head(
+    request: Request, response: Response, assignment: Assignment, close: bool, via: bool = True, date: bytes = b""
+) -> bytes:
+    """The head that the client gets, for any answer but 1xx.
+
+    ``via``: whether l7lb names itself in it; ``date``: the line for an answer that has none.
+    """
     route = assignment.choice.route
     lines = response.lines
     if route.set_response_headers or route.remove_response_headers:
         lines = _response_changes(response, route)
     fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
+    if date and b"date" not in response.names and not _rules_date(route):
+        fields += date
     if assignment.set_cookie:
         fields += b"Set-Cookie: %b\r\n" % assignment.set_cookie
         if not any(PRIVATE.match(line) for line in lines):
@@ -201,6 +219,12 @@ def response_head(request: Request, response: Response, assignment: Assignment, 
     if via:
         fields += VIA if response.version == 11 else VIA_10
     return b"HTTP/1.1%b\r\n%b\r\n" % (response.start, fields)
+
+
+def _rules_date(route: Route) -> bool:
+    """Whether a rule says what becomes of the Date field."""
+    changed = (*route.remove_response_headers, *(name for name, _ in route.set_response_headers))
+    return any(name.lower() == "date" for name in changed)
 
 
 def interim_head(response: Response) -> bytes:

@@ -35,13 +35,14 @@ from l7lb.protocols.http.answers import answer
 from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.ending import ANSWERING, CLOSED, HEAD, IDLE, PHASES, ROUTING, TUNNEL, WAITING, Shared
 from l7lb.protocols.http.facts import HttpFacts, client_scheme, client_source
-from l7lb.protocols.http.forward import Origin, allowed_upgrade, request_head
+from l7lb.protocols.http.forward import Origin, allowed_upgrade, believe_identity, new_request_id, request_head
 from l7lb.protocols.http.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE, Request, read_request
 from l7lb.protocols.http.session import Exchange
 from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
 
 __all__ = ["HttpMachine", "Shared"]
 
+INCOMPLETE = "the request ended before it was complete"
 PATIENCE = 5.0  # seconds that an idle client is waited for while another process has taken over
 
 
@@ -84,12 +85,15 @@ class HttpMachine(HttpAnswering):
             if self.state == IDLE:
                 return self._quit()
             if self.state == HEAD:
-                return [self._unread(Failure.CLIENT_CLOSED, 0, now), *self._quit()]
+                return self._cut_short(now, error)
             self.closing = True
             self.wants_client = False
-            if exchange is None or (exchange.body_done and not error):
+            if exchange is None or (not error and (exchange.body_done or self.state == ANSWERING)):
                 return []  # a half-closed client still gets its answer
-            return self._abandon(exchange, Failure.CLIENT_CLOSED, now)
+            if error:
+                return self._abandon(exchange, Failure.CLIENT_CLOSED, now)
+            # RFC 9112 section 8: an incomplete request, which the server must not take for a whole one.
+            return [Release(False), *self._refuse(exchange, Failure.CLIENT_CLOSED, now, 400, INCOMPLETE)]
         if exchange is None or self.state not in (WAITING, ANSWERING, TUNNEL):
             return []
         if self.state == TUNNEL:
@@ -146,6 +150,7 @@ class HttpMachine(HttpAnswering):
         data = answer(
             status,
             body,
+            self.shared.dates.field(now),
             headers=headers,
             content_type=content_type,
             close=close,
@@ -274,6 +279,12 @@ class HttpMachine(HttpAnswering):
         self.blanks = 0
         return self._begin(request, end + 4, now)
 
+    def _cut_short(self, now: float, error: bool) -> list[Action]:
+        """The client left inside a request's head, or ended its half there and may still read."""
+        if not error:
+            return self._broken(Failure.CLIENT_CLOSED, 400, INCOMPLETE, now)
+        return [self._unread(Failure.CLIENT_CLOSED, 0, new_request_id(), now), *self._quit()]
+
     def _begin(self, request: Request, size: int, now: float) -> list[Action]:
         shared = self.shared
         source = self.peer.client
@@ -284,6 +295,8 @@ class HttpMachine(HttpAnswering):
                 scheme = client_scheme(request)
         if request.upgrade:
             request.upgrade = allowed_upgrade(request.upgrade, shared.settings.upgrades)
+        if self.trust:
+            believe_identity(request)
         facts = HttpFacts(shared.name, source, scheme, request)
         exchange = self.exchange = Exchange(request, facts, self.began, now, size)
         if request.length:

@@ -26,7 +26,8 @@ MAX_STARTS = 256
 
 class Request:
     """A request's head. ``query`` keeps its question mark; ``length`` is the body's, or CHUNKED; ``host_field`` is
-    the Host as it came, ``host`` its normal form.
+    the Host as it came, ``host`` its normal form; ``request_id`` is what the client sent, ``identity`` what the request
+    is called from here on.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Request:
         "forwarded",
         "host",
         "host_field",
+        "identity",
         "length",
         "lines",
         "loops",
@@ -63,6 +65,7 @@ class Request:
         self.upgrade = b""
         self.cookies = b""
         self.request_id = b""
+        self.identity = b""
         self.forwarded: list[tuple[bytes, bytes]] | None = None
         self.loops = 0
         self.lines: list[bytes] = []

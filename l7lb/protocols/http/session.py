@@ -8,6 +8,7 @@ from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
 from l7lb.protocols.http.body import BodyReader
 from l7lb.protocols.http.facts import HttpFacts
+from l7lb.protocols.http.forward import named
 from l7lb.protocols.http.message import IDEMPOTENT, Request, Response
 
 REPLAY_BYTES = 64 * 1024  # a body up to this size is kept until the answer begins, for a retry
@@ -110,7 +111,7 @@ class Exchange(Recorded):
             listener=self.facts.listener,
             protocol="http",
             client=self.facts.source,
-            request_id=_text(request.request_id),
+            request_id=_text(named(request)),
             method=_text(request.method),
             scheme=_text(self.facts.scheme),
             host=_text(request.host_field),
@@ -141,11 +142,12 @@ class Exchange(Recorded):
 class Unread(Recorded):
     """A request whose head could not be read."""
 
-    __slots__ = ("client", "listener", "status")
+    __slots__ = ("client", "identity", "listener", "status")
 
-    def __init__(self, listener: str, client: str, status: int) -> None:
+    def __init__(self, listener: str, client: str, identity: bytes, status: int) -> None:
         self.listener = listener
         self.client = client
+        self.identity = identity
         self.status = status
 
     def record(self, ended: str, elapsed: float) -> AccessRecord:
@@ -154,6 +156,7 @@ class Unread(Recorded):
             listener=self.listener,
             protocol="http",
             client=self.client,
+            request_id=_text(self.identity),
             status=self.status,
             ended=ended,
             total_ms=round(elapsed * 1000, 3),

@@ -22,6 +22,7 @@ from l7lb.core.actions import (
     Tunnel,
 )
 from l7lb.core.contracts import Assignment, Choice, Peer
+from l7lb.core.dates import Dates
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
 from l7lb.core.servers import PoolState, ServerState
@@ -37,7 +38,8 @@ from l7lb.core.snapshot import (
     Server,
     ToPool,
 )
-from l7lb.protocols.http.spec import SPEC
+from l7lb.protocols.http.machine import HttpMachine, Shared
+from l7lb.protocols.http.settings import HttpSettings
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 OWN_LINES = re.compile(rb"(?m)^(?:X-Forwarded-\w+|Forwarded|X-Request-ID|Via): [^\r]*\r\n")
@@ -80,7 +82,9 @@ class Bench:
         self.server = ServerState("web", server)
         self.pool = PoolState(pool, [self.server])
         self.now = 1000.0
-        self.machine = SPEC.sessions(listener)(Peer(client, 4711, "127.0.0.1", 8080, tls), self.now)
+        self.dates = Dates()  # which nobody tells, unless a test does
+        shared = Shared(listener.name, HttpSettings.of(listener), self.dates)
+        self.machine = HttpMachine(shared, Peer(client, 4711, "127.0.0.1", 8080, tls), self.now)
         self.did: list[object] = []
         self.to_client = b""
         self.to_server = b""

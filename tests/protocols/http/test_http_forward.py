@@ -10,6 +10,7 @@ from l7lb.core.snapshot import Address, Pool, Route, Server, ToPool
 from l7lb.protocols.http.forward import (
     Origin,
     allowed_upgrade,
+    believe_identity,
     interim_head,
     new_request_id,
     request_head,
@@ -40,6 +41,8 @@ def sent(
     """The lines that a server gets."""
     request = read_request("\r\n".join([start, *([host] if host else []), *lines]).encode("latin-1"), 100)
     request.upgrade = upgrade
+    if trusted:
+        believe_identity(request)
     choice = Choice(route(**changes), "web")
     choice.path, choice.host = path, new_host
     head = request_head(request, choice, Origin(peer, send), trusted)
@@ -58,6 +61,7 @@ def got(
     version: str = "1.1",
     close: bool = False,
     cookie: bytes = b"",
+    date: bytes = b"",
     **changes: object,
 ) -> list[str]:
     """The lines that a client gets."""
@@ -67,7 +71,7 @@ def got(
     pool = PoolState(Pool(name="web", servers=(SERVER,)), [state])
     assignment = Assignment(Choice(route(**changes), "web"), pool, state)
     assignment.set_cookie = cookie
-    head = response_head(request, response, assignment, close)
+    head = response_head(request, response, assignment, close, date=date)
     assert head.endswith(b"\r\n\r\n")
     return head.decode("latin-1")[:-4].split("\r\n")
 
@@ -316,3 +320,21 @@ def test_interim_answers() -> None:
     assert interim_head(read) == b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
     read = read_response(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\nX-A: 1", 100, b"GET")
     assert interim_head(read) == b"HTTP/1.1 101 S\r\nX-A: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+# --- Date
+
+
+TODAY = b"Date: Tue, 24 Nov 2026 12:00:00 GMT\r\n"
+
+
+def test_an_answer_without_a_date_gets_one() -> None:
+    assert values(got("X-A: b", date=TODAY), "date") == ["Tue, 24 Nov 2026 12:00:00 GMT"]
+    assert values(got("date: old", date=TODAY), "date") == ["old"]
+    assert not values(got("X-A: b"), "date")  # where nobody knows it
+
+
+def test_a_rule_may_say_the_date() -> None:
+    assert values(got(date=TODAY, set_response_headers=(("DATE", "new"),)), "date") == ["new"]
+    assert not values(got("Date: old", date=TODAY, remove_response_headers=("Date",)), "date")
+    assert not values(got(date=TODAY, remove_response_headers=("date",)), "date")

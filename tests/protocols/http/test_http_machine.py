@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from http_bench import CLIENT, GET, OK, SERVER, Bench, plain
 
@@ -66,6 +68,7 @@ EVENTS = {
     "time": lambda bench: bench.wait(10_000.0),
     "drain": lambda bench: bench.drain(),
 }
+LOST_UPLOAD = ["finished 499 client-closed@request-body", "release close", "abort"]
 LOST = ["finished 499 client-closed@{}", "release close", "abort"]
 TABLE = {
     IDLE: {
@@ -80,7 +83,7 @@ TABLE = {
     },
     HEAD: {
         "bytes": (HEAD, []),
-        "end": (CLOSED, ["finished 0 client-closed@request-header", "close"]),
+        "end": (CLOSED, 400),
         "reset": (CLOSED, ["finished 0 client-closed@request-header", "close"]),
         "server bytes": (HEAD, []),
         "server end": (HEAD, []),
@@ -321,6 +324,90 @@ def test_a_client_that_half_closed_gets_its_answer() -> None:
     assert bench.closed == "close"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [POST, CHUNKED, POST.replace(b"5", b"%d" % LARGE), POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")],
+    ids=["length", "chunked", "spliced", "expected"],
+)
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_request_that_ends_inside_its_body_is_refused(head: bytes, connected: bool) -> None:
+    bench = Bench().client(head)
+    if connected:
+        bench.connect()
+    bench.seen()
+    did = bench.end(CLIENT).seen()
+    assert did[0] == "release close"
+    phase = "request-body" if connected else "queue"
+    assert refusal(did[1:], 400) == [f"finished 400 client-closed@{phase}", "linger"]
+    assert b"ended before it was complete" in bench.to_client
+
+
+def test_an_early_answer_is_finished_for_a_client_that_half_closed_inside_its_body() -> None:
+    bench = Bench().client(POST + b"he").connect().answer(HEAD_10 + b"12")
+    assert bench.seen()[-1] == HEAD_10[:-2] + b"Connection: close\r\n\r\n12"
+    assert bench.end(CLIENT).seen() == []
+    assert bench.answer(b"34567890").seen() == [b"34567890", "finished 200 ok", "release close", "linger"]
+
+
+# --- what l7lb adds to answers, and the name of a request
+
+
+def test_answers_carry_the_date() -> None:
+    bench = Bench()
+    bench.dates.tell(1_780_000_000.25 - bench.now)
+    bench.client(GET).connect().answer(OK)
+    assert bench.to_client.count(b"\r\nDate: Thu, 28 May 2026 20:26:40 GMT\r\n") == 1
+    bench.now += 1
+    bench.client(GET).fail(Failure.NO_SERVER)
+    assert bench.to_client.count(b"\r\nDate: Thu, 28 May 2026 20:26:41 GMT\r\n") == 1
+    bench.client(b"\x00")
+    assert bench.to_client.count(b"\r\nDate: Thu, 28 May 2026 20:26:41 GMT\r\n") == 2
+    for action in (Respond(200), Redirect("/", 302)):
+        bench = Bench(route=Route(number=1, where="here", match=None, action=action))
+        bench.dates.tell(0.0)
+        assert b"\r\nDate: Thu, 01 Jan 1970 00:16:40 GMT\r\n" in bench.client(GET).answer_here().to_client
+
+
+def request_id(bench: Bench) -> str:
+    """The one that the client was told."""
+    return bench.to_client.partition(b"X-Request-ID: ")[2].partition(b"\r\n")[0].decode()
+
+
+@pytest.mark.parametrize("failure", [Failure.NO_ROUTE, Failure.NO_SERVER, Failure.QUEUE_FULL, Failure.CONNECT_REFUSED])
+def test_a_request_that_no_server_took_has_a_name(failure: Failure) -> None:
+    bench = Bench().client(GET).fail(failure)
+    assert len(request_id(bench)) == 32
+    assert bench.record.request_id == request_id(bench)
+
+
+@pytest.mark.parametrize("action", [Respond(200), Redirect("/", 302)])
+def test_a_request_that_a_rule_answers_has_a_name(action: Respond | Redirect) -> None:
+    bench = Bench(route=Route(number=1, where="here", match=None, action=action))
+    assert len(bench.client(GET).answer_here().record.request_id) == 32
+
+
+@pytest.mark.parametrize("data", [b"\x00", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/3.0\r\nHost: a\r\n\r\n"])
+def test_a_request_that_can_not_be_read_has_a_name(data: bytes) -> None:
+    bench = Bench().client(data)
+    assert len(request_id(bench)) == 32
+    assert bench.record.request_id == request_id(bench)
+
+
+def test_a_request_keeps_its_name_over_retries() -> None:
+    bench = Bench(retries=SAFE).client(GET).connect().end(SERVER).connect().end(SERVER).connect().end(SERVER)
+    names = re.findall(rb"X-Request-ID: (\w+)", bench.to_server)
+    assert len(names) == 3
+    assert {name.decode() for name in names} == {bench.record.request_id} == {request_id(bench)}
+
+
+def test_a_trusted_peer_names_its_requests_and_others_can_not() -> None:
+    get = GET.replace(b"\r\n\r\n", b"\r\nX-Request-ID: mine\r\n\r\n")
+    assert Bench(trust=["192.0.2.0/24"]).client(get).fail(Failure.NO_SERVER).record.request_id == "mine"
+    bench = Bench().client(get)
+    assert bench.need.facts.header(b"x-request-id") == (b"mine",)  # what a rule sees is what came
+    assert bench.fail(Failure.NO_SERVER).record.request_id != "mine"
+
+
 # --- interim answers, Expect, upgrades
 
 
@@ -500,7 +587,7 @@ def test_a_large_download_is_spliced() -> None:
 
 def test_a_client_that_goes_inside_a_spliced_body() -> None:
     bench = Bench().client(POST.replace(b"5", b"%d" % LARGE)).connect()
-    assert bench.end(CLIENT).seen()[-3:] == ["finished 499 client-closed@request-body", "release close", "abort"]
+    assert bench.end(CLIENT, error=True).seen()[-3:] == LOST_UPLOAD
 
 
 def test_a_body_that_is_waited_for_is_not_spliced() -> None:
