@@ -12,12 +12,13 @@ QUICK := not scenario and not serial and not slow
 COMPILED_TESTS := $(wildcard tests/core tests/protocols tests/proxy tests/routing tests/fuzz)
 
 # command=package: the package is installed where the command is missing.
-COMPILER_PACKAGES := gcc=gcc /usr/include/python3.11/Python.h=python3-dev
+COMPILER_PACKAGES := gcc=gcc /usr/include/python3*/Python.h=python3-dev
 BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
 REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
-	ping=iputils-ping ps=procps strace=strace taskset=util-linux openssl=openssl nghttp=nghttp2-client sslscan=sslscan
+	ping=iputils-ping ps=procps strace=strace taskset=util-linux openssl=openssl nghttp=nghttp2-client sslscan=sslscan \
+	systemd-analyze=systemd
 
-.PHONY: help demo test lint unit compiled scenario serial bench soak fuzz lock wheel environment packages bench-packages clean
+.PHONY: help demo test lint unit compiled scenario serial versions bench soak fuzz lock wheel environment packages compiler-packages all-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -25,7 +26,7 @@ help: ## this list
 demo: environment ## servers, the load balancer and clients; shows what goes where, and a server's death
 	@$(BIN)/l7lb demo
 
-test: packages environment ## everything that must pass, fastest first, in some minutes
+test: all-packages environment ## everything that must pass, fastest first, in some minutes
 	@rm -rf $(REPORTS)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
@@ -45,7 +46,7 @@ unit: environment ## machines and units
 	@echo "== units"
 	@$(PYTEST) -m "$(QUICK)" --junit-xml=$(REPORTS)/unit.xml
 
-compiled: environment ## the compiled package passes the tests of its compiled parts, where there is a C compiler
+compiled: compiler-packages environment ## the compiled package passes the tests of its compiled parts
 	@echo "== compiled"
 	@headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h; \
 	if type -P gcc >/dev/null && [[ -e $$headers ]]; then \
@@ -61,7 +62,10 @@ serial: packages environment ## what measures time, alone
 	@echo "== serial"
 	@$(PYTEST) -m "serial and not slow" --junit-xml=$(REPORTS)/serial.xml || [[ $$? -eq 5 ]]
 
-bench: bench-packages ## compiled, beside HAProxy and nginx; exits 1 beyond a limit (BENCH="keep-alive --rounds 9")
+versions: compiler-packages ## the unit tests and the compiled demo with every Python that is supported and at hand
+	@.ci/versions -m "$(QUICK)"
+
+bench: all-packages ## compiled, beside HAProxy and nginx; exits 1 beyond a limit (BENCH="keep-alive --rounds 9")
 	@.ci/environment .venv-compiled compiled
 	@failed=0; .venv-compiled/bin/python -m benchmarks $(BENCH) || failed=1; \
 		if [[ -z "$(BENCH)" ]]; then \
@@ -90,11 +94,14 @@ environment:
 	@.ci/packages $(BASE_PACKAGES)
 	@.ci/environment
 
-bench-packages:
-	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES) $(COMPILER_PACKAGES)
-
 packages:
 	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES)
 
+compiler-packages:
+	@.ci/packages $(BASE_PACKAGES) $(COMPILER_PACKAGES)
+
+all-packages:
+	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES) $(COMPILER_PACKAGES)
+
 clean: ## what these targets made in this folder
-	rm -rf .venv .venv-compiled build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

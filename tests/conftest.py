@@ -1,8 +1,9 @@
-"""What all tests share: property tests that find the same examples in every run."""
+"""What all tests share: property tests that find the same examples in every run, and Ctrl-C as it is at a terminal."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -15,3 +16,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("l7lb")
+
+# A shell without job control has its background jobs ignore SIGINT, and so would every process that a test starts; those
+# that see what Ctrl-C does would see nothing in such a run.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
