@@ -13,7 +13,7 @@ from l7lb.control.operator import Operator
 from l7lb.control.slots import NoRowLeft
 from l7lb.core.messages import ServerHealth
 from l7lb.core.snapshot import Health, Outliers, Pool, Server, Snapshot, decode, encode
-from l7lb.proxy.counts import ACTIVE, REQUESTS, Counts
+from l7lb.proxy.counts import ACTIVE, COLUMNS, REQUESTS, ROWS, Counts
 
 CHECKED: dict[str, Any] = {"health": Health(kind="tcp"), "outliers": Outliers()}
 Make = Callable[..., Any]
@@ -266,7 +266,7 @@ def test_counts_are_summed_over_the_workers(make_pool: Make, make_snapshot: Make
     node = NodeState(make_snapshot(make_pool("web", "web1"), workers=2), counts=counts)
     server: Server = node.effective().pools[0].servers[0]
     for worker in (0, 1, 2):
-        counts.cells[counts.row(server.slot) + worker * 16_384 * 32 + REQUESTS] = 10 + worker
+        counts.cells[counts.row(server.slot) + worker * ROWS * COLUMNS + REQUESTS] = 10 + worker
     assert node.count(server.slot, REQUESTS) == 21
     node.blocks = 3
     assert node.cells(server.slot)[REQUESTS] == node.count(server.slot, REQUESTS) == 33
