@@ -270,7 +270,7 @@ def test_counts_are_summed_over_the_workers(make_pool: Make, make_snapshot: Make
     assert node.count(server.slot, REQUESTS) == 21
     node.blocks = 3
     assert node.cells(server.slot)[REQUESTS] == node.count(server.slot, REQUESTS) == 33
-    assert node.cells(0) == [0] * 32
+    assert node.cells(0) == [0] * COLUMNS
 
 
 def test_a_removed_server_is_shown_while_it_has_sessions(make_pool: Make, make_snapshot: Make, counts: Counts) -> None:
