@@ -4,8 +4,6 @@
 :class:`Collector` turns the copy into metrics, which takes longer and can run in a thread. Every label's value is a
 name of the configuration or one of a fixed few, never something that came over the wire; pools with very many servers
 are cut off at ``SERVERS``, and a gauge says how many were left out.
-
-A histogram has no sum: the shared counts hold only buckets.
 """
 
 from __future__ import annotations
@@ -263,7 +261,7 @@ def _durations(prefix: str, labels: Labels, rows: list[Row]) -> Metric:
     metric = HistogramMetricFamily(f"{prefix}_request_duration_seconds", text, labels=labels)
     for values, cells in rows:
         buckets = cells[columns.HISTOGRAM : columns.HISTOGRAM + len(columns.BUCKETS) + 1]
-        metric.add_metric(values, _cumulative(columns.BUCKETS, buckets), sum_value=None)
+        metric.add_metric(values, _cumulative(columns.BUCKETS, buckets), sum_value=cells[columns.DURATION] / 1_000_000)
     return metric
 
 

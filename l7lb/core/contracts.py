@@ -248,8 +248,11 @@ class Stickiness(ABC):
     """A pool's persistence keys in their order, in one worker."""
 
     @abstractmethod
-    def find(self, facts: Facts, now: float) -> tuple[str, str] | None:
-        """The server's name and the kind of key that says so; None for a new user."""
+    def find(self, facts: Facts, now: float, without: Collection[str] = ()) -> tuple[str, str] | None:
+        """The server's name and the kind of key that says so; None for a new user.
+
+        Servers ``without`` can't be used: a key that names one of them is passed over, and the next key is asked.
+        """
 
     @abstractmethod
     def chosen(self, facts: Facts, server: str, now: float) -> bytes:

@@ -10,7 +10,7 @@ class Tally:
     request and nobody looks more than ten times a second. A worker that is killed loses no more than that.
     """
 
-    __slots__ = ("buckets", "received", "requests", "reused", "sent", "statuses", "sticky")
+    __slots__ = ("buckets", "elapsed", "received", "requests", "reused", "sent", "statuses", "sticky")
 
     def __init__(self) -> None:
         self.clear()
@@ -20,15 +20,17 @@ class Tally:
         self.requests = 0
         self.received = 0
         self.sent = 0
+        self.elapsed = 0.0
         self.reused = 0
         self.sticky = 0
         self.statuses = [0, 0, 0, 0, 0, 0]
         self.buckets = [0] * (len(BUCKETS) + 1)
 
-    def count(self, status: int, bucket: int, received: int, sent: int) -> None:
-        """One request."""
+    def count(self, status: int, bucket: int, received: int, sent: int, elapsed: float) -> None:
+        """One request, which took so many seconds."""
         self.requests += 1
         self.received += received
         self.sent += sent
+        self.elapsed += elapsed
         self.statuses[status] += 1
         self.buckets[bucket] += 1

@@ -1,10 +1,10 @@
 """A pool's persistence keys, joined in their order: the same user on the same server, whatever he shows.
 
 ``find`` asks the keys in the order of the configuration, and the first that knows a server of the pool decides.
-Whether that server can be used the caller knows. ``chosen`` then remembers the server under every key that the
-request carries, with one restriction: the first key that it carries follows the user to another server at once, later
-ones only while no key before them is there. Many users behind one address, each with a cookie, would otherwise move
-the address from server to server with every request.
+Whether that server can be used the caller knows; if not, it asks again without it. ``chosen`` then remembers the
+server under every key that the request carries, with one restriction: the first key that it carries follows the user to
+another server at once, later ones only while no key before them is there. Many users behind one address, each with a
+cookie, would otherwise move the address from server to server with every request.
 
 Tables hold no secrets: values of cookies and headers are kept as a digest.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -37,8 +37,8 @@ class Key(ABC):
     """One persistence key of a pool."""
 
     @abstractmethod
-    def find(self, facts: Facts, now: float) -> Offer | None:
-        """The server that the key's value in this request belongs to."""
+    def find(self, facts: Facts, now: float, without: Collection[str]) -> Offer | None:
+        """The server that the key's value in this request belongs to, if it is not one of ``without``."""
 
     @abstractmethod
     def remember(self, facts: Facts, server: str, now: float, first: bool) -> bool:
@@ -74,10 +74,10 @@ class InsertedCookieKey(Key):
             self._plain[server.name] = set_cookie(config, value, config.secure == "always")
             self._secure[server.name] = set_cookie(config, value, config.secure != "never")
 
-    def find(self, facts: Facts, now: float) -> Offer | None:
+    def find(self, facts: Facts, now: float, without: Collection[str]) -> Offer | None:
         for value in facts.cookie(self._name):
             offer = self._offers.get(value)
-            if offer is not None:
+            if offer is not None and offer[0] not in without:
                 return offer
         return None
 
@@ -105,9 +105,10 @@ class TableKey(Key):
     def key(self, facts: Facts, now: float) -> bytes | None:
         """The key in the table, or None where the request doesn't have it."""
 
-    def find(self, facts: Facts, now: float) -> Offer | None:
+    def find(self, facts: Facts, now: float, without: Collection[str]) -> Offer | None:
         key = self.key(facts, now)
-        return None if key is None else self._offers.get(self._table.get(key, now))
+        offer = None if key is None else self._offers.get(self._table.get(key, now))
+        return None if offer is None or offer[0] in without else offer
 
     def remember(self, facts: Facts, server: str, now: float, first: bool) -> bool:
         key = self.key(facts, now)
@@ -130,10 +131,10 @@ class LearnedCookieKey(TableKey):
         self._name = config.name.encode()
         self._wall = wall
 
-    def find(self, facts: Facts, now: float) -> Offer | None:
+    def find(self, facts: Facts, now: float, without: Collection[str]) -> Offer | None:
         for value in facts.cookie(self._name)[:VALUES]:
             offer = self._offers.get(self._table.get(digest(unquoted(value)), now))
-            if offer is not None:
+            if offer is not None and offer[0] not in without:
                 return offer
         return None
 
@@ -187,8 +188,8 @@ class OneCookie(Stickiness):
     def __init__(self, key: InsertedCookieKey) -> None:
         self._key = key
 
-    def find(self, facts: Facts, now: float) -> Offer | None:
-        return self._key.find(facts, now)
+    def find(self, facts: Facts, now: float, without: Collection[str] = ()) -> Offer | None:
+        return self._key.find(facts, now, without)
 
     def chosen(self, facts: Facts, server: str, now: float) -> bytes:
         return self._key.set_cookie(facts, server)
@@ -208,9 +209,9 @@ class Keys(Stickiness):
         self._keys = tuple(keys)
         self._learns = learns
 
-    def find(self, facts: Facts, now: float) -> Offer | None:
+    def find(self, facts: Facts, now: float, without: Collection[str] = ()) -> Offer | None:
         for key in self._keys:
-            offer = key.find(facts, now)
+            offer = key.find(facts, now, without)
             if offer is not None:
                 return offer
         return None

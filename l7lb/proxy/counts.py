@@ -48,6 +48,7 @@ REUSED = 19  # requests over a kept connection
 ABORTED = 20  # by the client
 HISTOGRAM = 21  # .. 31: how many answers took at most BUCKETS[i] seconds, not cumulative; the last: longer
 OPENING_FAILURES = 32  # .. 43: of a listener, by stage and reason
+DURATION = 44  # microseconds that the answers of HISTOGRAM took together
 
 STAGES = ("proxy", "tls")  # what a connection goes through before its session is made
 REASONS = ("timeout", "closed", "malformed", "refused", "unsupported", "certificate")
@@ -130,6 +131,7 @@ class Counts:
         for offset, count in enumerate(tally.buckets):
             if count:
                 cells[row + HISTOGRAM + offset] += count
+        cells[row + DURATION] += round(tally.elapsed * 1_000_000)
         cells[row + REUSED] += tally.reused
         cells[row + STICKY] += tally.sticky
         tally.clear()

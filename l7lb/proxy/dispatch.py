@@ -99,18 +99,32 @@ class Dispatcher:
     ) -> Ticket | None:
         if runtime.limited:
             self.places.refresh(runtime.limited)
+        server, key = self.find(runtime, facts, now, [])
+        if server is None:
+            return None
+        ticket = Ticket(connection, facts, choice, runtime, server, now)
+        ticket.sticky = key
+        return ticket
+
+    def find(
+        self, runtime: PoolRuntime, facts: Facts, now: float, tried: list[ServerState]
+    ) -> tuple[ServerState | None, str]:
+        """The server that the first persistence key with one that can be used names, and that key's kind.
+
+        Without such a key the balancer chooses, and None means that no server is open.
+        """
         sticky = runtime.stickiness
         if sticky is not None:
-            found = sticky.find(facts, now)
-            if found is not None:
+            lost = [server.name for server in tried]
+            found = sticky.find(facts, now, lost)
+            while found is not None:
                 server = runtime.state.by_name.get(found[0])
                 if server is not None and server.alive:
-                    ticket = Ticket(connection, facts, choice, runtime, server, now)
-                    ticket.sticky = found[1]
-                    return ticket
+                    return server, found[1]
                 self._log_lost(runtime, found[0], now)
-        server = runtime.balancer.choose(facts, now)
-        return None if server is None else Ticket(connection, facts, choice, runtime, server, now)
+                lost.append(found[0])
+                found = sticky.find(facts, now, lost)
+        return runtime.balancer.choose(facts, now, tried), ""
 
     def _retry(self, ticket: Ticket, need: NeedServer, now: float) -> list[Action] | None:
         """The session gave its server up and wants another, or a new connection to the same one."""
@@ -121,7 +135,7 @@ class Dispatcher:
         self._count(ticket.server, columns.RETRIES)
         if not stale:
             ticket.tried.append(ticket.server)
-            server = ticket.runtime.balancer.choose(ticket.facts, now, ticket.tried)
+            server, ticket.sticky = self.find(ticket.runtime, ticket.facts, now, ticket.tried)
             if server is None:
                 # All others were tried or are down: the first may have recovered.
                 server = ticket.runtime.balancer.choose(ticket.facts, now)
@@ -129,7 +143,6 @@ class Dispatcher:
                 ticket.connection.ticket = None
                 return ticket.connection.session.failed(failure, ticket.choice, now)
             ticket.server = server
-            ticket.sticky = ""
         ticket.attempt += 1
         ticket.began = now
         return self.proceed(ticket, need.fresh, now)
@@ -227,9 +240,8 @@ class Dispatcher:
             # Nothing was sent: any request may go to another server.
             ticket.attempt += 1
             ticket.tried.append(server)
-            ticket.sticky = ""
             self._count(server, columns.RETRIES)
-            other = ticket.runtime.balancer.choose(ticket.facts, now, ticket.tried)
+            other, ticket.sticky = self.find(ticket.runtime, ticket.facts, now, ticket.tried)
             if other is not None:
                 ticket.server = other
                 ticket.began = now

@@ -128,9 +128,9 @@ class ListenerState:
         if not 0 < status < 6:
             status = 0
         bucket = bisect_left(BUCKETS, action.elapsed)
-        self.tally.count(status, bucket, action.received, action.sent)
+        self.tally.count(status, bucket, action.received, action.sent, action.elapsed)
         if ticket is not None:
-            ticket.server.tally.count(status, bucket, action.received, action.sent)
+            ticket.server.tally.count(status, bucket, action.received, action.sent, action.elapsed)
         if action.failure is not None:
             self._count_failure(action.failure)
         if self.record is not None:

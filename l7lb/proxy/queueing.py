@@ -110,16 +110,18 @@ class Places:
         self.refresh(runtime.limited)
         for ticket in list(runtime.queue):
             server: ServerState | None = ticket.server
-            if not ticket.pinned or (server is not None and not server.alive):
-                server = runtime.balancer.choose(ticket.facts, now, ticket.tried)
+            key = ticket.sticky
+            if not ticket.pinned:
+                server, key = runtime.balancer.choose(ticket.facts, now, ticket.tried), ""
+            elif server is not None and not server.alive:
+                server, key = self._dispatcher.find(runtime, ticket.facts, now, ticket.tried)
             if server is None or server.full:
                 if not ticket.pinned:
                     return
                 continue
             self.leave(ticket)
-            if server is not ticket.server:
-                ticket.server = server
-                ticket.sticky = ""
+            ticket.server = server
+            ticket.sticky = key
             actions = self._dispatcher.proceed(ticket, False, now)
             if ticket.phase == QUEUED:
                 runtime.queue.rotate(1)  # another worker was quicker: its turn stays the first

@@ -73,6 +73,7 @@ async def test_counts_of_all_workers_add_up(
             counts.cells[row + columns.REQUESTS] = 100 + worker
             counts.cells[row + columns.RECEIVED] = 1000
             counts.cells[row + columns.SENT] = 2000
+            counts.cells[row + columns.DURATION] = 1_500_000
             for number in range(5):
                 counts.cells[row + columns.STATUS_1XX + number] = number
             for bucket in range(11):
@@ -100,6 +101,9 @@ async def test_counts_of_all_workers_add_up(
     assert buckets == [0, 3, 9, 18, 30, 45, 63, 84, 108, 135]
     everything = value(found, "l7lb_server_request_duration_seconds_bucket", le="+Inf", **where)
     assert everything == 165
+    assert value(found, "l7lb_server_request_duration_seconds_count", **where) == 165
+    assert value(found, "l7lb_server_request_duration_seconds_sum", **where) == 4.5
+    assert value(found, "l7lb_listener_request_duration_seconds_sum", listener="web") == 4.5
 
 
 async def test_states_checks_and_ejections(make_pool: Make, make_snapshot: Make, supervisor: Any) -> None:

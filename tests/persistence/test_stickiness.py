@@ -311,6 +311,25 @@ def test_the_first_key_that_knows_decides() -> None:
     assert stickiness.find(Request(cookies={b"L7LB": [b"forged"]}), 2.0) == ("web2", "source")
 
 
+def test_a_key_that_names_a_lost_server_is_passed_over() -> None:
+    stickiness = make(pool(COOKIE, SESSION, USER, SOURCE))
+    stickiness.answered([b"SID=abc"], "web2", 1.0)
+    stickiness.answered([b"SID=old"], "web3", 1.0)
+    anna = Request(cookies={**browser(stickiness, "web1").cookies, b"SID": [b"old", b"abc"]})
+    stickiness.chosen(Request(headers={b"x-user": [b"anna"]}, source="192.0.2.77"), "web1", 1.0)
+    stickiness.chosen(Request(), "web2", 1.0)
+    anna.headers[b"x-user"] = [b"anna"]
+    lost: list[str] = []
+    found = []
+    while (offer := stickiness.find(anna, 2.0, lost)) is not None:
+        found.append(offer)
+        lost.append(offer[0])
+    assert found == [("web1", "cookie"), ("web3", "application_cookie"), ("web2", "application_cookie")]
+    assert stickiness.find(anna, 2.0, ["web3"]) == ("web1", "cookie")
+    assert stickiness.find(Request(), 2.0, ["web1"]) == ("web2", "source")
+    assert make(pool(COOKIE)).find(browser(stickiness, "web1"), 2.0, ["web1"]) is None
+
+
 def test_many_browsers_behind_one_address_leave_it_where_it_is() -> None:
     stickiness = make(pool(COOKIE, SOURCE))
     first, second = browser(stickiness, "web1"), browser(make(pool(COOKIE)), "web2")

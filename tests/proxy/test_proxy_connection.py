@@ -477,6 +477,12 @@ def test_the_request_counts_are_right(run) -> None:
         assert node.counts.total(slot, columns.REQUESTS) == 4
         assert node.counts.total(slot, columns.STATUS_4XX) == 3
         assert node.counts.total(slot, columns.ACTIVE) == 0
-        assert node.counts.total(states(node)["web1"].slot, columns.REUSED) == 2
+        web1 = states(node)["web1"].slot
+        assert node.counts.total(web1, columns.REUSED) == 2
+        for row, records in ((slot, node.records), (web1, node.records[:3])):
+            buckets = [node.counts.total(row, columns.HISTOGRAM + bucket) for bucket in range(len(columns.BUCKETS) + 1)]
+            assert sum(buckets) == len(records)
+            took = sum(record.total_ms for record in records)
+            assert node.counts.total(row, columns.DURATION) == pytest.approx(took * 1000, abs=10)
 
     scene(run, play, by_hand=False)

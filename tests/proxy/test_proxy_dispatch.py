@@ -308,6 +308,59 @@ def test_sticky_users_follow_their_server_through_its_states(run) -> None:
     scene(run, config(persistence={"cookie": {"name": "L7LB"}}), play, by_hand=False)
 
 
+def by_user_then_source(**pool) -> dict:
+    """Three servers, and two keys to know a user by."""
+    servers = [{"name": f"web{number}", "address": f"127.0.0.1:{number}"} for number in (1, 2, 3)]
+    return config(servers=servers, persistence=[{"header": {"name": "X-User"}}, {"source": {}}], **pool)
+
+
+ANNA = {"X-User": "anna"}
+
+
+@pytest.mark.parametrize("lost", ["down", "disabled", "refuses"])
+def test_when_the_first_keys_server_is_lost_the_next_key_is_asked(run, lost: str) -> None:
+    async def play(node: Node) -> None:
+        node.down("web1")
+        assert (await node.get("/", source="127.0.0.2")).server == "web2"  # the first that is open; known by address
+        node.up("web1")
+        assert (await node.get("/", headers=ANNA, source="127.0.0.3")).server == "web1"  # known by her header
+        node.drain("web2")  # so that the balancer would choose web3
+        assert (await node.get("/", headers=ANNA, source="127.0.0.2")).server == "web1"
+        if lost == "refuses":
+            node.server("web1").die()
+        else:
+            getattr(node, {"down": "down", "disabled": "disable"}[lost])("web1")
+        answer = await node.get("/", headers=ANNA, source="127.0.0.2")
+        assert (answer.server, node.records[-1].sticky) == ("web2", "source")
+        assert bool(node.records[-1].retries) is (lost == "refuses")
+
+    scene(run, by_user_then_source(), play, by_hand=False)
+
+
+def test_who_waits_for_a_server_that_dies_goes_where_the_next_key_says(run) -> None:
+    async def play(node: Node) -> None:
+        node.down("web1")
+        assert (await node.get("/", source="127.0.0.2")).server == "web2"
+        node.up("web1")
+        assert (await node.get("/", headers=ANNA, source="127.0.0.3")).server == "web1"
+        node.drain("web2")
+        await node.by_hand({"web1"}, None)
+        first = await node.connect()
+        await first.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-User: anna\r\n\r\n")
+        upstream = await node.server("web1").accept()
+        second = await node.connect(source="127.0.0.2")
+        await second.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-User: anna\r\n\r\n")
+        await node.until(lambda: waiting(node) == 1)
+        node.down("web1")
+        await second.expect_lines("HTTP/1.1 200 *", "...", "")
+        assert (node.records[-1].server, node.records[-1].sticky) == ("web2", "source")
+        close(first, second, upstream)
+
+    conf = by_user_then_source()
+    conf["pools"]["web"]["servers"][0]["max_connections"] = 1
+    scene(run, conf, play, by_hand=False)
+
+
 # --- reloads and ends
 
 
