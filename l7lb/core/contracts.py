@@ -23,15 +23,20 @@ class Choice:
     """The router's answer: the rule that matched, the pool it leads to (None: it answers itself).
 
     ``captures`` holds what each ``*`` of the matched path glob stood for. The proxy expands the route's templates:
-    ``location`` of a redirect, ``path`` and ``host`` of a rewrite; empty where there is none.
+    ``location`` of a redirect, ``path`` and ``host`` of a rewrite; empty where there is none. ``rewrites``,
+    ``edits_request`` and ``edits_response`` say what the rule changes on the way, so that the many that change nothing
+    are told by one look.
     """
 
-    __slots__ = ("captures", "host", "location", "path", "pool", "route")
+    __slots__ = ("captures", "edits_request", "edits_response", "host", "location", "path", "pool", "rewrites", "route")
 
     def __init__(self, route: Route, pool: str | None, captures: tuple[bytes, ...] = ()) -> None:
         self.route = route
         self.pool = pool
         self.captures = captures
+        self.rewrites = route.rewrite is not None
+        self.edits_request = bool(route.set_headers or route.remove_headers)
+        self.edits_response = bool(route.set_response_headers or route.remove_response_headers)
         self.location = b""
         self.path = b""
         self.host = b""
@@ -72,60 +77,64 @@ class Assignment:
         self.connect_time = 0.0
 
 
-class Session(Protocol):
-    """One client's connection, sans-io: bytes, events and ``now`` in, actions out.
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Session:
+    """One client's connection, sans-io: bytes, events and ``now`` in, actions out. Protocols' machines inherit it.
 
     The proxy reads ``deadline`` (monotonic seconds, 0.0: none) and ``wants_client``/``wants_server`` (whether
     it should go on reading from that side) after every call. Any split of the bytes gives the same actions.
     """
 
-    deadline: float
-    wants_client: bool
-    wants_server: bool
+    __slots__ = ("deadline", "wants_client", "wants_server")
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+        self.wants_client = True
+        self.wants_server = True
 
     def start(self, now: float) -> list[Action]:
         """The client has connected."""
-        ...
+        raise NotImplementedError
 
     def received(self, side: Side, data: bytes, now: float) -> list[Action]:
         """Bytes have come from that side."""
-        ...
+        raise NotImplementedError
 
     def ended(self, side: Side, now: float, error: bool) -> list[Action]:
         """That side will send nothing more; ``error``: the connection is gone as well (a reset)."""
-        ...
+        raise NotImplementedError
 
     def connected(self, assignment: Assignment, now: float) -> list[Action]:
         """A server's connection answers NeedServer."""
-        ...
+        raise NotImplementedError
 
     def answered(self, choice: Choice, now: float) -> list[Action]:
         """The route that NeedServer asked for answers itself."""
-        ...
+        raise NotImplementedError
 
     def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
         """NeedServer has no good answer."""
-        ...
+        raise NotImplementedError
 
     def moved(self, side: Side, count: int, now: float) -> list[Action]:
         """The proxy moved so many bytes from ``side`` for a Splice or a Tunnel."""
-        ...
+        raise NotImplementedError
 
     def expired(self, now: float, blocked: Side | None, progress: float) -> list[Action]:
         """``deadline`` has come. ``blocked`` names a side that does not take what was sent to it, and ``progress``
         when it last took something.
         """
-        ...
+        raise NotImplementedError
 
     def draining(self, now: float, patient: bool) -> list[Action]:
         """This process is ending: finish what is in progress and begin nothing new. ``patient``: another one has taken
         over, so that a client without a request may be waited for, and none meets a connection that is just closed.
         """
-        ...
+        raise NotImplementedError
 
     def describe(self) -> dict[str, str]:
         """What `l7lb sessions` shows of it beyond its addresses."""
-        ...
+        raise NotImplementedError
 
 
 class ClientCertificate:

@@ -7,10 +7,11 @@ else of the protocol. Text from the wire stays ``bytes``: it is compared as it c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
-NOTHING: Sequence[bytes] = ()
+NOTHING: Final[Sequence[bytes]] = ()
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -13,19 +13,23 @@ from l7lb.core.tally import Tally
 class ServerState:
     """A server in one worker.
 
-    ``active`` is what this worker has in progress, ``others`` what the node's other workers had when it last
-    looked. ``latency`` is a moving average in seconds, 0.0 before the first answer. ``up_since`` is the
-    monotonic time from which slow start counts; 0.0: it was up from the start.
+    ``config`` may be set anew while it lives; ``limit`` is its ``max_connections``. ``active`` is what this worker
+    has in progress, ``others`` what the node's other workers had when it last looked. ``latency`` is a moving average
+    in seconds, 0.0 before the first answer. ``up_since`` is the monotonic time from which slow start counts; 0.0: it
+    was up from the start.
     """
 
     __slots__ = (
+        "_config",
+        "_disabled",
+        "_takes_new",
         "active",
-        "config",
         "ejected",
         "failures",
         "healthy",
         "idle",
         "latency",
+        "limit",
         "name",
         "others",
         "pool",
@@ -36,7 +40,7 @@ class ServerState:
 
     def __init__(self, pool: str, config: Server) -> None:
         self.pool = pool
-        self.config = config
+        self.configure(config)
         self.name = config.name
         self.slot = config.slot
         self.healthy = True
@@ -49,15 +53,31 @@ class ServerState:
         self.tally = Tally()
         self.failures = 0  # in a row, in this worker
 
+    def configure(self, config: Server) -> None:
+        """Take over the server's configuration. What every request asks of it is kept at hand."""
+        self._config = config
+        self._disabled = config.state == "disabled"
+        self._takes_new = config.state == "enabled" and config.weight > 0
+        self.limit = config.max_connections
+
+    @property
+    def config(self) -> Server:
+        """Its configuration in the current snapshot."""
+        return self._config
+
+    @config.setter
+    def config(self, config: Server) -> None:
+        self.configure(config)
+
     @property
     def alive(self) -> bool:
         """Whether it can be used at all: healthy and not disabled. Sticky users may still go to it."""
-        return self.healthy and self.config.state != "disabled"
+        return self.healthy and not self._disabled
 
     @property
     def open(self) -> bool:
         """Whether new users may be sent to it: alive, not draining, not ejected, and of some weight."""
-        return self.healthy and not self.ejected and self.config.state == "enabled" and self.config.weight > 0
+        return self.healthy and not self.ejected and self._takes_new
 
     @property
     def load(self) -> int:
@@ -67,15 +87,14 @@ class ServerState:
     @property
     def full(self) -> bool:
         """Whether its connection limit is reached."""
-        limit = self.config.max_connections
-        return limit > 0 and self.active + self.others >= limit
+        return self.limit > 0 and self.active + self.others >= self.limit
 
     def weight(self, now: float, slow_start: float) -> float:
         """The weight that counts now: a server that came back grows to its own over ``slow_start`` seconds.
 
         It begins at a tenth, so that it is tried at all.
         """
-        weight = float(self.config.weight)
+        weight = float(self._config.weight)
         if slow_start <= 0.0 or self.up_since <= 0.0:
             return weight
         age = now - self.up_since
@@ -83,12 +102,18 @@ class ServerState:
 
 
 class PoolState:
-    """A pool in one worker: its compiled configuration and its servers' states, in the configuration's order."""
+    """A pool in one worker: its compiled configuration and its servers' states, in the configuration's order.
 
-    __slots__ = ("by_name", "config", "name", "servers")
+    ``response_header`` and ``response_body`` are timeouts in seconds, ``idle_connections`` is for each server.
+    """
+
+    __slots__ = ("by_name", "config", "idle_connections", "name", "response_body", "response_header", "servers")
 
     def __init__(self, config: Pool, servers: list[ServerState]) -> None:
         self.name = config.name
         self.config = config
+        self.response_header = config.timeouts.response_header
+        self.response_body = config.timeouts.response_body
+        self.idle_connections = config.idle_connections
         self.servers = servers
         self.by_name = {server.name: server for server in servers}

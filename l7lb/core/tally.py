@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0)  # seconds, of the histogram of answers
+from typing import Final
+
+BUCKETS: Final = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0]  # seconds, of the histogram of answers
+
+
+def bucket_of(elapsed: float) -> int:
+    """The histogram's bucket for so many seconds; most answers are quick, so it begins with the shortest."""
+    bucket = 0
+    for most in BUCKETS:
+        if elapsed <= most:
+            break
+        bucket += 1
+    return bucket
 
 
 class Tally:

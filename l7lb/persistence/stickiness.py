@@ -85,10 +85,10 @@ class InsertedCookieKey(Key):
         return bool(facts.cookie(self._name))
 
     def set_cookie(self, facts: Facts, server: str) -> bytes:
-        offers = self._offers
         for value in facts.cookie(self._name):
-            if value in offers:
-                if offers[value][0] == server:
+            offer = self._offers.get(value)
+            if offer is not None:
+                if offer[0] == server:
                     return b""
                 break
         return (self._secure if facts.scheme == b"https" else self._plain).get(server, b"")

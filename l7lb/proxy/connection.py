@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from l7lb.core.actions import (
@@ -27,7 +26,7 @@ from l7lb.core.actions import (
     Tunnel,
 )
 from l7lb.core.contracts import Peer, Session
-from l7lb.proxy.endpoint import DONT_WAIT, HIGH_WATER, Endpoint
+from l7lb.proxy.endpoint import DONT_WAIT, HIGH_WATER, Endpoint, monotonic
 from l7lb.proxy.relay import Pump
 from l7lb.proxy.timers import TICK
 
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
     from l7lb.proxy.tickets import Ticket
     from l7lb.proxy.upstream import ServerConnection
 
-READ_BYTES = 16 * 1024
-LINGER_SECONDS = 2.0  # how long a client that still sends is listened to after its last answer
-LINGER_BYTES = 4 * 1024 * 1024
-FLUSH_SECONDS = 30.0  # how long the last answer may take to leave without progress
+READ_BYTES: Final = 16 * 1024
+LINGER_SECONDS: Final = 2.0  # how long a client that still sends is listened to after its last answer
+LINGER_BYTES: Final = 4 * 1024 * 1024
+FLUSH_SECONDS: Final = 30.0  # how long the last answer may take to leave without progress
 
 OPEN: Final = 0
 FLUSHING: Final = 1
@@ -239,21 +238,20 @@ class Connection(Endpoint):
 
     def _carry_out(self, actions: list[Action], now: float) -> list[Action] | None:
         for action in actions:
-            kind = type(action)
-            if kind is ToClient:
-                self.send(action.data)  # type: ignore[attr-defined]
-            elif kind is ToServer:
-                self._to_server(action.data)  # type: ignore[attr-defined]
-            elif kind is Release:
+            if isinstance(action, ToClient):
+                self.send(action.data)
+            elif isinstance(action, ToServer):
+                self._to_server(action.data)
+            elif isinstance(action, Release):
                 if self.pumps is not None:
                     self._stop_pumps()
-                self.dispatcher.release(self, action, now)  # type: ignore[arg-type]
-            elif kind is Finished:
-                self.listener.finished(action, self.ticket)  # type: ignore[arg-type]
-            elif kind is NeedServer:
-                if (self.out is not None or self.queued is not None) and self._postpone(action):  # type: ignore[arg-type]
+                self.dispatcher.release(self, action, now)
+            elif isinstance(action, Finished):
+                self.listener.finished(action, self.ticket)
+            elif isinstance(action, NeedServer):
+                if (self.out is not None or self.queued is not None) and self._postpone(action):
                     return None
-                return self.dispatcher.need(self, action, now)  # type: ignore[arg-type]
+                return self.dispatcher.need(self, action, now)
             else:
                 self._rare(action, now)
                 if self.phase == GONE:

@@ -74,7 +74,7 @@ class Dispatcher:
             if isinstance(action, Redirect):
                 choice.location = listener.template(action.location)(facts, choice.captures)
             return connection.session.answered(choice, now)
-        if choice.route.rewrite is not None:
+        if choice.rewrites:
             self._rewrite(listener, choice, facts)
         runtime = self.pools.get(choice.pool)
         if runtime is None:
@@ -274,10 +274,13 @@ class Dispatcher:
         connection.upstream = None
         upstream.owner = None
         server = ticket.server
-        config = ticket.pool.config
-        current = self.pools.get(ticket.pool.name)
-        known = current is not None and current.state.by_name.get(server.name) is server
-        if known and server.alive and upstream.out is None and len(server.idle) < config.idle_connections:
+        pool = ticket.pool
+        if (
+            server.alive
+            and upstream.out is None
+            and len(server.idle) < pool.idle_connections
+            and (self.pools.get(pool.name) is ticket.runtime or self._configured(server))
+        ):
             upstream.idle_since = now
             upstream.read_bytes = READ_BYTES
             upstream.read_more(True)
@@ -285,6 +288,11 @@ class Dispatcher:
         else:
             upstream.close()
         self._give_back(ticket, release.failure, release.latency)
+
+    def _configured(self, server: ServerState) -> bool:
+        """Whether a server is still one of its pool's."""
+        current = self.pools.get(server.pool)
+        return current is not None and current.state.by_name.get(server.name) is server
 
     def _drop(self, ticket: Ticket, failure: Failure | None, latency: float = -1.0) -> None:
         """Close the ticket's connection, if any, and give its place back."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from time import monotonic
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from l7lb.proxy.relay import Pump
 
-DONT_WAIT = socket.MSG_DONTWAIT
-SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-HIGH_WATER = 64 * 1024  # bytes waiting to be written at which the other side is no longer read
+# Plain numbers and names that the compiler puts in place.
+DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
+SEND_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+monotonic: Final = time.monotonic
+HIGH_WATER: Final = 64 * 1024  # bytes waiting to be written at which the other side is no longer read
 
 
 class Sender:

@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import socket
-from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -19,7 +18,7 @@ from l7lb.core.contracts import Peer, SessionFactory
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Listener
-from l7lb.core.tally import BUCKETS, Tally
+from l7lb.core.tally import Tally, bucket_of
 from l7lb.proxy import counts as columns
 from l7lb.proxy.connection import Connection, text_of
 from l7lb.proxy.counts import Counts
@@ -127,7 +126,7 @@ class ListenerState:
         status = action.status // 100
         if not 0 < status < 6:
             status = 0
-        bucket = bisect_left(BUCKETS, action.elapsed)
+        bucket = bucket_of(action.elapsed)
         self.tally.count(status, bucket, action.received, action.sent, action.elapsed)
         if ticket is not None:
             ticket.server.tally.count(status, bucket, action.received, action.sent, action.elapsed)

@@ -44,7 +44,7 @@ class Places:
     def take(self, ticket: Ticket) -> bool:
         """Take a place at the ticket's server; False where there is none, or others wait for it already."""
         server = ticket.server
-        if not server.config.max_connections:
+        if not server.limit:
             server.active += 1
             return True
         return not self._overtakes(ticket) and self._claim(server)
@@ -62,7 +62,7 @@ class Places:
         server.active += 1
         self._cells[cell] = server.active
         self.refresh((server,))
-        if server.load <= server.config.max_connections:
+        if server.load <= server.limit:
             return True
         server.active -= 1
         self._cells[cell] = server.active
@@ -72,7 +72,7 @@ class Places:
         """Give the ticket's place back. Serving those who wait for one is the caller's part."""
         server = ticket.server
         server.active -= 1
-        if server.config.max_connections or not server.active:
+        if server.limit or not server.active:
             # Others wait for this place, or the server may be configured no longer; else `publish` tells soon enough.
             self._cells[self._base + server.slot * COLUMNS] = server.active
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from l7lb.core.contracts import Assignment, Balancer, Choice, Stickiness
 from l7lb.core.facts import Facts
 from l7lb.core.servers import PoolState, ServerState
@@ -33,6 +35,7 @@ class PoolRuntime:
         self.queue: deque[Ticket] = deque()
 
 
+@mypyc_attr(free_list_len=1)
 class Ticket(Assignment):
     """One request on its way to a server. ``deadline`` is for the phase it is in."""
 

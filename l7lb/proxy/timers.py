@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from heapq import heappop, heappush
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
-TICK = 0.05  # seconds; how late a deadline may be noticed
+TICK: Final = 0.05  # seconds; how late a deadline may be noticed
 
 
 class Timed(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from l7lb.core.actions import SERVER
 from l7lb.core.errors import Failure
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
     from l7lb.proxy.tickets import Ticket
 
-READ_BYTES = 16 * 1024
-READ_BULK = 256 * 1024
+READ_BYTES: Final = 16 * 1024
+READ_BULK: Final = 256 * 1024
 
 
 class ServerConnection(Endpoint):

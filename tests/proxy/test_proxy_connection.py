@@ -9,6 +9,8 @@ import re
 import pytest
 from proxy_scene import GET, LARGE, config, connections, count, descriptors, flood, quiet, shutdown, states, upgraded
 
+from l7lb.core.actions import Action, Side
+from l7lb.core.contracts import Session
 from l7lb.proxy.connection import FLUSH_SECONDS, FLUSHING
 from l7lb.proxy.endpoint import HIGH_WATER
 from l7lb.proxy.relay import PIPE_BYTES
@@ -443,11 +445,8 @@ def test_a_fault_ends_one_connection_and_no_other(run, caplog) -> None:
             await client.until(b"x" * 1000)
             victim = next(c for c in connections(node) if c.client.endswith(f":{client.socket.getsockname()[1]}"))
 
-            class Broken:
-                deadline = 1.0
-                wants_client = wants_server = True
-
-                def __getattr__(self, name: str) -> object:
+            class Broken(Session):
+                def received(self, side: Side, data: bytes, now: float) -> list[Action]:
                     raise RuntimeError("a bug")
 
             victim.session = Broken()

@@ -7,6 +7,8 @@ says when it is complete.
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7lb.core.actions import SERVER, Action, Learn, Release, Splice, ToClient, ToServer, Tunnel
 from l7lb.core.errors import Failure
 from l7lb.protocols.http.body import ChunkedReader, CloseReader, LengthReader, chunk, last_chunk
@@ -14,10 +16,10 @@ from l7lb.protocols.http.ending import ANSWERING, TUNNEL, WAITING, HttpEnding
 from l7lb.protocols.http.forward import interim_head, response_head
 from l7lb.protocols.http.message import CHUNKED, UNTIL_CLOSE, Response, read_response
 from l7lb.protocols.http.session import Exchange
-from l7lb.protocols.http.syntax import SyntaxFault, find_end
+from l7lb.protocols.http.syntax import SyntaxFault, split_head
 
-SPLICE_BYTES = 64 * 1024  # a body with more than this still to come is spliced
-MAX_INTERIM = 32
+SPLICE_BYTES: Final = 64 * 1024  # a body with more than this still to come is spliced
+MAX_INTERIM: Final = 32
 
 
 class HttpAnswering(HttpEnding):
@@ -26,31 +28,32 @@ class HttpAnswering(HttpEnding):
     __slots__ = ()
 
     def _response_head(self, exchange: Exchange, data: bytes, now: float) -> list[Action]:
-        settings = self.shared.settings
+        shared = self.shared
         actions: list[Action] = []
         if exchange.inbox:
             data = exchange.inbox + data
         try:
             while True:
-                end = find_end(data, settings.header_bytes, exchange.searched)
+                head, end = split_head(data, shared.header_bytes, exchange.searched)
                 if end < 0:
                     exchange.inbox = data
                     exchange.searched = len(data)
                     return actions
-                response = read_response(data[:end], settings.headers, exchange.request.method)
+                response = read_response(head, shared.headers, exchange.request.method)
                 data = data[end + 4 :]
                 exchange.searched = 0
                 if response.status >= 200:
-                    return actions + self._answer(exchange, response, data, now)
+                    done = self._answer(exchange, response, data, now)
+                    return actions + done if actions else done
                 exchange.interim += 1
                 if exchange.interim > MAX_INTERIM:
                     raise SyntaxFault(502, "too many interim answers")
                 if response.status == 101:
                     return actions + self._switch(exchange, response, data, now)
                 if exchange.request.version == 11:
-                    head = interim_head(response)
-                    exchange.sent += len(head)
-                    actions.append(ToClient(head))
+                    passed = interim_head(response)
+                    exchange.sent += len(passed)
+                    actions.append(ToClient(passed))
         except SyntaxFault as fault:
             return actions + self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
 
@@ -66,13 +69,13 @@ class HttpAnswering(HttpEnding):
         exchange.sent += len(head) + len(data)
         self.state = TUNNEL
         self.wants_client = self.wants_server = True
-        self.deadline = now + self.shared.timeouts.tunnel
+        self.deadline = now + self.shared.tunnel
         actions: list[Action] = [ToClient(head + data)]
         if self.buffer:
             exchange.received += len(self.buffer)
             actions.append(ToServer(self.buffer))
             self.buffer = b""
-        actions.append(Tunnel(self.shared.timeouts.tunnel))
+        actions.append(Tunnel(self.shared.tunnel))
         return actions
 
     def _answer(self, exchange: Exchange, response: Response, data: bytes, now: float) -> list[Action]:
@@ -87,11 +90,11 @@ class HttpAnswering(HttpEnding):
         if (length == CHUNKED and exchange.request.version == 10) or length == UNTIL_CLOSE or not exchange.body_done:
             exchange.request.close = True
         if length == CHUNKED:
-            exchange.reader = ChunkedReader(self.shared.settings.headers)
+            exchange.reader = ChunkedReader(self.shared.headers)
         elif length == UNTIL_CLOSE:
             exchange.reader = CloseReader()
         close = self._must_close(exchange)
-        date = self.shared.dates.field(now)
+        date = b"" if response.dated else self.shared.dates.field(now)
         head = response_head(exchange.request, response, assignment, close, self.shared.via, date)
         self.state = ANSWERING
         exchange.sent += len(head)
@@ -140,7 +143,7 @@ class HttpAnswering(HttpEnding):
             if reader.rest:
                 response.close = True
             return self._complete(exchange, now, actions)
-        self.deadline = now + assignment.pool.config.timeouts.response_body
+        self.deadline = now + assignment.pool.response_body
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
             actions.append(Splice(SERVER, reader.remaining))
         elif isinstance(reader, CloseReader):

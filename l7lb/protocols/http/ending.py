@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToClient
-from l7lb.core.contracts import Peer
+from l7lb.core.contracts import Peer, Session
 from l7lb.core.dates import Dates
 from l7lb.core.errors import Failure, Owner
 from l7lb.protocols.http.answers import STATUS, refusal
@@ -27,7 +27,7 @@ ANSWERING: Final = 4
 TUNNEL: Final = 5
 CLOSED: Final = 6
 PHASES = ("idle", "request-header", "queue", "response-header", "response-body", "tunnel", "closed")
-MAX_TRUST = 4096
+MAX_TRUST: Final = 4096
 
 
 class Shared:
@@ -37,7 +37,14 @@ class Shared:
         self.name = name
         self.dates = dates or Dates()
         self.settings = settings
-        self.timeouts = settings.timeouts
+        # What every request asks for is kept at hand; the times are in seconds.
+        self.header_bytes = settings.header_bytes
+        self.headers = settings.headers
+        self.body_bytes = settings.body_bytes
+        self.request_header = settings.timeouts.request_header
+        self.request_body = settings.timeouts.request_body
+        self.keep_alive = settings.timeouts.keep_alive
+        self.tunnel = settings.timeouts.tunnel
         self.networks: Networks = settings.networks()
         self.via = "via" in settings.send
         self._trusted: dict[str, bool] = {}
@@ -54,7 +61,7 @@ class Shared:
         return known
 
 
-class HttpEnding:
+class HttpEnding(Session):
     """A client connection's state, and the ways in which its exchanges end."""
 
     __slots__ = (
@@ -62,18 +69,16 @@ class HttpEnding:
         "blanks",
         "buffer",
         "closing",
-        "deadline",
         "exchange",
         "origin",
         "peer",
         "shared",
         "state",
         "trust",
-        "wants_client",
-        "wants_server",
     )
 
     def __init__(self, shared: Shared, peer: Peer, now: float) -> None:
+        super().__init__()
         self.shared = shared
         self.peer = peer
         self.trust = shared.trusts(peer.client)
@@ -84,9 +89,7 @@ class HttpEnding:
         self.began = now
         self.state = IDLE
         self.closing = False
-        self.wants_client = True
-        self.wants_server = True
-        self.deadline = now + shared.timeouts.request_header
+        self.deadline = now + shared.request_header
 
     def _head(self, data: bytes, now: float) -> list[Action]:
         """Read a request's head; what is left of it waits."""
@@ -102,7 +105,7 @@ class HttpEnding:
             actions.append(Close(linger=not exchange.body_done))
             return actions
         self.state = IDLE
-        self.deadline = now + self.shared.timeouts.keep_alive
+        self.deadline = now + self.shared.keep_alive
         self.wants_client = True
         if self.buffer:
             data, self.buffer = self.buffer, b""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from typing import Final
 from urllib.parse import unquote_to_bytes
+
+from mypy_extensions import mypyc_attr
 
 from l7lb.core.facts import NOTHING, Facts
 from l7lb.core.snapshot import Listener
@@ -13,15 +16,18 @@ from l7lb.protocols.http.message import Request, read_request
 from l7lb.protocols.http.settings import HttpSettings
 from l7lb.protocols.http.syntax import OWS
 
-MAX_PARAMETERS = 200
-MAX_CHAIN = 32  # proxies
+BLANK: Final = 0x20
+QUOTE: Final = 0x22
+MAX_PARAMETERS: Final = 200
+MAX_CHAIN: Final = 32  # proxies
 # An address in a chain of proxies: in brackets or not, with a port or not.
-NODE = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)")
-PAIR = re.compile(rb'[ \t]*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;\s]*))[ \t]*(;|,|\Z)')
-QUOTED_PAIR = re.compile(rb"\\(.)")
+NODE: Final = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?|([0-9A-Fa-f:.]+)")
+PAIR: Final = re.compile(rb'[ \t]*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;\s]*))[ \t]*(;|,|\Z)')
+QUOTED_PAIR: Final = re.compile(rb"\\(.)")
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 
+@mypyc_attr(free_list_len=1)
 class HttpFacts(Facts):
     """The facts of one request. ``query`` of the URL is looked at without its question mark."""
 
@@ -59,14 +65,26 @@ class HttpFacts(Facts):
 
     def _find_cookie(self, name: bytes) -> Sequence[bytes]:
         cookies = self.request.cookies
-        if cookies.find(name) < 0:
+        if not cookies:
             return NOTHING
         found = []
-        for pair in cookies.split(b";"):
-            key, _, value = pair.partition(b"=")
-            if key == name or key.strip(OWS) == name:
+        size = len(name)
+        for part in cookies.split(b";"):
+            pair = part[1:] if part.startswith(b" ") else part
+            if pair.startswith(name) and pair[size : size + 1] == b"=":
+                value = pair[size + 1 :]
+            elif pair and pair[0] > BLANK and not pair.startswith(name):
+                continue
+            else:
+                # Seldom the one that is asked for: blanks in odd places.
+                key, _, value = pair.partition(b"=")
+                if key.strip(OWS) != name:
+                    continue
+            if value and (value[0] <= QUOTE or value[-1] <= BLANK):
                 value = value.strip(OWS)
-                found.append(value[1:-1] if value[:1] == b'"' and value[-1:] == b'"' and len(value) > 1 else value)
+                if value.startswith(b'"') and value.endswith(b'"') and len(value) > 1:
+                    value = value[1:-1]
+            found.append(value)
         return found
 
     def query(self, name: bytes) -> Sequence[bytes]:

@@ -7,10 +7,10 @@ chooses which of these fields l7lb adds itself; it changes nothing about whom it
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Collection
+from typing import Final
 
 from l7lb.core.contracts import Assignment, Choice, Peer
 from l7lb.core.snapshot import Route
@@ -18,20 +18,50 @@ from l7lb.protocols.http import syntax
 from l7lb.protocols.http.message import CHUNKED, Request, Response
 from l7lb.protocols.http.settings import FORWARDING
 
-VIA = b"Via: 1.1 l7lb\r\n"
-VIA_10 = b"Via: 1.0 l7lb\r\n"  # the version in which the message came (RFC 9110 section 7.6.3)
-OWN = frozenset([b"cookie", b"forwarded", b"x-request-id", b"via"])  # fields that are written anew
-PRIVATE = re.compile(rb"(?i)cache-control:.*\b(?:private|no-store)\b(?!=)")
-MAX_REQUEST_ID = 128
+VIA: Final = b"Via: 1.1 l7lb\r\n"
+VIA_10: Final = b"Via: 1.0 l7lb\r\n"  # the version in which the message came (RFC 9110 section 7.6.3)
+OWN: Final = frozenset([b"cookie", b"forwarded", b"x-request-id", b"via"])  # fields that are written anew
+PRIVATE: Final = re.compile(rb"(?i)cache-control:.*\b(?:private|no-store)\b(?!=)")
+MAX_REQUEST_ID: Final = 128
 
-_instance = os.urandom(8).hex().encode()
-_sequence = itertools.count(int.from_bytes(os.urandom(4), "big"))
-os.register_at_fork(after_in_child=lambda: globals().update(_instance=os.urandom(8).hex().encode()))
+
+class RequestIds:
+    """Names for requests that no other process gives: 32 hexadecimal digits, half of them random for each process.
+
+    The last two digits come from a table, so that most names are made by putting two pieces together.
+    """
+
+    __slots__ = ("_high", "_instance", "_low", "_prefix")
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, in another process."""
+        self._instance = os.urandom(8).hex().encode()
+        self._high = int.from_bytes(os.urandom(4), "big")
+        self._low = len(DIGITS)
+        self._prefix = b""
+
+    def next(self) -> bytes:
+        """A new one."""
+        if self._low == len(DIGITS):
+            self._low = 0
+            self._high += 1
+            self._prefix = b"%b%014x" % (self._instance, self._high)
+        low = self._low
+        self._low = low + 1
+        return self._prefix + DIGITS[low]
+
+
+DIGITS: Final = [b"%02x" % number for number in range(256)]
+_ids: Final = RequestIds()
+os.register_at_fork(after_in_child=_ids.renew)
 
 
 def new_request_id() -> bytes:
-    """A name for a request that no other process gives: 32 hexadecimal digits."""
-    return b"%b%016x" % (_instance, next(_sequence))
+    """A name for a request; see :class:`RequestIds`."""
+    return _ids.next()
 
 
 def believe_identity(request: Request) -> None:
@@ -141,7 +171,6 @@ def _request_changes(request: Request, route: Route, own: bytes) -> tuple[list[b
 
 def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool) -> bytes:
     """The head that the server gets."""
-    route = choice.route
     lines = request.lines
     path = choice.path or request.path
     query = request.query
@@ -154,8 +183,8 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
         own += VIA if request.version == 11 else VIA_10
     if request.cookies:
         own = b"Cookie: %b\r\n%b" % (request.cookies, own)
-    if route.set_headers or route.remove_headers:
-        lines, own = _request_changes(request, route, own)
+    if choice.edits_request:
+        lines, own = _request_changes(request, choice.route, own)
     fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
     if request.length:
         fields += (
@@ -195,12 +224,11 @@ def response_head(
 
     ``via``: whether l7lb names itself in it; ``date``: the line for an answer that has none.
     """
-    route = assignment.choice.route
     lines = response.lines
-    if route.set_response_headers or route.remove_response_headers:
-        lines = _response_changes(response, route)
+    if assignment.choice.edits_response:
+        lines = _response_changes(response, assignment.choice.route)
     fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
-    if date and b"date" not in response.names and not _rules_date(route):
+    if date and not response.dated and not _rules_date(assignment.choice.route):
         fields += date
     if assignment.set_cookie:
         fields += b"Set-Cookie: %b\r\n" % assignment.set_cookie
@@ -209,7 +237,7 @@ def response_head(
             fields += b"Cache-Control: private\r\n"
     length = response.length
     if length > 0 or (length == 0 and request.method != b"HEAD" and response.status not in (204, 304)):
-        fields += b"Content-Length: %d\r\n" % length
+        fields += b"%b\r\n" % (response.length_line or b"Content-Length: %d" % length)
     elif length == CHUNKED and request.version == 11:
         fields += b"Transfer-Encoding: chunked\r\n"
     if close:

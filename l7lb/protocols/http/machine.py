@@ -26,6 +26,8 @@ The machine is one class in three steps: :mod:`.ending` holds the state and the 
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7lb.core.actions import CLIENT, SERVER, Action, NeedServer, Release, Side, Splice, ToServer
 from l7lb.core.contracts import Assignment, Choice
 from l7lb.core.errors import Failure
@@ -38,12 +40,12 @@ from l7lb.protocols.http.facts import HttpFacts, client_scheme, client_source
 from l7lb.protocols.http.forward import Origin, allowed_upgrade, believe_identity, new_request_id, request_head
 from l7lb.protocols.http.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE, Request, read_request
 from l7lb.protocols.http.session import Exchange
-from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, find_end
+from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, split_head
 
 __all__ = ["HttpMachine", "Shared"]
 
-INCOMPLETE = "the request ended before it was complete"
-PATIENCE = 5.0  # seconds that an idle client is waited for while another process has taken over
+INCOMPLETE: Final = "the request ended before it was complete"
+PATIENCE: Final = 5.0  # seconds that an idle client is waited for while another process has taken over
 
 
 class HttpMachine(HttpAnswering):
@@ -121,9 +123,9 @@ class HttpMachine(HttpAnswering):
             head += b"".join(exchange.replay)
         if exchange.body_done:
             exchange.sent_at = now
-            self.deadline = now + assignment.pool.config.timeouts.response_header
+            self.deadline = now + assignment.pool.response_header
             return [ToServer(head)]
-        self.deadline = now + self.shared.timeouts.request_body
+        self.deadline = now + self.shared.request_body
         self.wants_client = True
         data, self.buffer = self.buffer, b""
         return self._upload(exchange, data, now, head)
@@ -167,7 +169,7 @@ class HttpMachine(HttpAnswering):
     def moved(self, side: Side, count: int, now: float) -> list[Action]:
         exchange = self.exchange
         if self.state == TUNNEL:
-            self.deadline = now + self.shared.timeouts.tunnel
+            self.deadline = now + self.shared.tunnel
             if exchange is not None:
                 if side is CLIENT:
                     exchange.received += count
@@ -182,12 +184,12 @@ class HttpMachine(HttpAnswering):
             assert isinstance(reader, LengthReader)
             reader.remaining -= count
             if reader.remaining:
-                self.deadline = now + self.shared.timeouts.request_body
+                self.deadline = now + self.shared.request_body
                 return []
             reader.done = True
             return self._uploaded(exchange, now)
         exchange.sent += count
-        self.deadline = now + exchange.assignment.pool.config.timeouts.response_body
+        self.deadline = now + exchange.assignment.pool.response_body
         answer_reader = exchange.reader
         if isinstance(answer_reader, LengthReader):
             answer_reader.remaining -= count
@@ -210,7 +212,7 @@ class HttpMachine(HttpAnswering):
             return self._late_request(exchange, blocked, progress, now)
         if blocked is CLIENT:
             # The server may be quick: it is the client that does not read.
-            limit = progress + self.shared.timeouts.request_body
+            limit = progress + self.shared.request_body
             if limit > now:
                 self.deadline = limit
                 return []
@@ -247,8 +249,8 @@ class HttpMachine(HttpAnswering):
         if self.state == IDLE:
             self.state = HEAD
             self.began = now
-            self.deadline = now + self.shared.timeouts.request_header
-        settings = self.shared.settings
+            self.deadline = now + self.shared.request_header
+        shared = self.shared
         end = -1
         try:
             while data[:2] == b"\r\n" and self.blanks < 2:
@@ -256,7 +258,7 @@ class HttpMachine(HttpAnswering):
                 self.blanks += 1
                 searched = 0
                 data = data[2:]
-            end = find_end(data, settings.header_bytes, searched)
+            head, end = split_head(data, shared.header_bytes, searched)
             if end < 0:
                 if data and data != b"\r" and not TOKEN.match(data):
                     raise SyntaxFault(400, "this is no HTTP request")
@@ -264,8 +266,8 @@ class HttpMachine(HttpAnswering):
                 if not data:
                     self.state = IDLE  # nothing but an empty line behind the request before
                 return []
-            request = read_request(data[:end], settings.headers)
-            if request.length > settings.body_bytes:
+            request = read_request(head, shared.headers)
+            if request.length > shared.body_bytes:
                 raise SyntaxFault(413, "the body is larger than allowed")
         except SyntaxFault as fault:
             status, reason = fault.status, fault.reason
@@ -275,7 +277,7 @@ class HttpMachine(HttpAnswering):
             self.buffer = data
             failure = Failure.CLIENT_LIMIT if status in (413, 414, 431) else Failure.CLIENT_PROTOCOL
             return self._broken(failure, status, reason, now)
-        self.buffer = data[end + 4 :]
+        self.buffer = data[end + 4 :] if len(data) > end + 4 else b""
         self.blanks = 0
         return self._begin(request, end + 4, now)
 
@@ -325,7 +327,7 @@ class HttpMachine(HttpAnswering):
             framed = body
         else:
             framed = chunk(body)
-            if exchange.uploaded > self.shared.settings.body_bytes:
+            if exchange.uploaded > self.shared.body_bytes:
                 return self._bad_body(exchange, SyntaxFault(413, "the body is larger than allowed"), now)
             if reader.done and isinstance(reader, ChunkedReader):
                 framed += last_chunk(reader.trailers)
@@ -338,7 +340,7 @@ class HttpMachine(HttpAnswering):
                 self.wants_client = False
             return actions + self._uploaded(exchange, now)
         if self.state == WAITING:
-            self.deadline = now + self.shared.timeouts.request_body
+            self.deadline = now + self.shared.request_body
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES and not exchange.request.expects:
             exchange.replay = None
             actions.append(Splice(CLIENT, reader.remaining))
@@ -349,7 +351,7 @@ class HttpMachine(HttpAnswering):
         exchange.body = None
         exchange.sent_at = now
         if self.state == WAITING and exchange.assignment is not None:
-            self.deadline = now + exchange.assignment.pool.config.timeouts.response_header
+            self.deadline = now + exchange.assignment.pool.response_header
         return []
 
     def _bad_body(self, exchange: Exchange, fault: SyntaxFault, now: float) -> list[Action]:
@@ -364,7 +366,7 @@ class HttpMachine(HttpAnswering):
         if exchange.body_done:
             return self._server_fault(exchange, Failure.SERVER_TIMEOUT, now)
         if blocked is SERVER:
-            limit = progress + exchange.assignment.pool.config.timeouts.response_header
+            limit = progress + exchange.assignment.pool.response_header
             if limit > now:
                 self.deadline = limit
                 return []

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.syntax import FIELDS, OWS, SyntaxFault, read_field
 from l7lb.protocols.http.target import normal_host, split_target
@@ -16,14 +18,17 @@ from l7lb.protocols.http.target import normal_host, split_target
 CHUNKED: Final = -1  # a body's length where it is not known beforehand
 UNTIL_CLOSE: Final = -2
 
-VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
-METHODS = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"])
-IDEMPOTENT = frozenset([b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"])
-OPTIONS = frozenset([b"keep-alive", b"close", b"upgrade"])  # of Connection, that are no field's name
-MAX_LOOPS = 10
-MAX_STARTS = 256
+VERSIONS: Final = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
+METHODS: Final = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"])
+IDEMPOTENT: Final = frozenset([b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"])
+OPTIONS: Final = frozenset([b"keep-alive", b"close", b"upgrade"])  # of Connection, that are no field's name
+MAX_LOOPS: Final = 10
+MAX_STARTS: Final = 256
+MAX_LINES: Final = 4096
+MAX_LINE_BYTES: Final = 256
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Request:
     """A request's head. ``query`` keeps its question mark; ``length`` is the body's, or CHUNKED; ``host_field`` is
     the Host as it came, ``host`` its normal form; ``request_id`` is what the client sent, ``identity`` what the request
@@ -87,7 +92,13 @@ def read_request(head: bytes, fields: int) -> Request:
     if len(lines) > fields + 1:
         raise SyntaxFault(431, "too many header fields")
     request = Request()
-    target = _request_line(lines[0], request)
+    start = _lines.get(lines[0])
+    if start is None:
+        start = _request_line(lines[0])
+    request.method = start.method
+    request.version = start.version
+    request.path = start.path
+    request.query = start.query
     kept = request.lines
     names = request.names
     length = b""
@@ -100,7 +111,7 @@ def read_request(head: bytes, fields: int) -> Request:
         if field is None:
             field = read_field(line)
         code = field.code
-        if not code or code == syntax.SET_COOKIE:
+        if not code or code == syntax.SET_COOKIE or code == syntax.DATE:
             kept.append(field.line)
             names.append(field.name)
         elif code == syntax.HOST:
@@ -123,7 +134,12 @@ def read_request(head: bytes, fields: int) -> Request:
             _other_field(request, field.name, code, field.value)
     if hosts != 1 and (hosts or request.version == 11):
         raise SyntaxFault(400, "there must be one Host field")
-    _settle_target(request, target, hosts)
+    if request.host_field:
+        request.host, request.port = normal_host(request.host_field)
+        if not request.host:
+            raise SyntaxFault(400, "the host is malformed")
+    if start.authority is not None:
+        _settle_authority(request, start, hosts)
     if coding:
         if length:
             raise SyntaxFault(400, "Content-Length beside Transfer-Encoding")
@@ -135,7 +151,26 @@ def read_request(head: bytes, fields: int) -> Request:
     return request
 
 
-def _request_line(line: bytes, request: Request) -> bytes:
+@mypyc_attr(acyclic=True)
+class RequestLine:
+    """A request line that has been read. ``authority`` is an absolute target's; ``port`` its scheme's own."""
+
+    __slots__ = ("authority", "method", "path", "port", "query", "version")
+
+    def __init__(self, method: bytes, target: bytes, version: int) -> None:
+        self.method = method
+        self.version = version
+        self.path, self.query, self.authority = split_target(method, target)
+        self.port = 443 if target[:6].lower() == b"https:" else 80
+
+
+_lines: Final[dict[bytes, RequestLine]] = {}
+
+
+def _request_line(line: bytes) -> RequestLine:
+    """A request line in parsed form; raises SyntaxFault. Clients ask for many things again and again, so those that
+    were read last are remembered, as header lines are.
+    """
     parts = line.split(b" ")
     if len(parts) != 3:
         raise SyntaxFault(400, "the request line is malformed")
@@ -147,30 +182,27 @@ def _request_line(line: bytes, request: Request) -> bytes:
         if len(version) == 8 and version.startswith(b"HTTP/") and version[5:6].isdigit() and version[7:8].isdigit():
             raise SyntaxFault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
         raise SyntaxFault(400, "the request line is malformed")
-    request.version = known
     if method == b"CONNECT":
         raise SyntaxFault(405, "CONNECT is not allowed here")
-    request.method = method
-    return target
+    read = RequestLine(method, target, known)
+    if len(line) <= MAX_LINE_BYTES:
+        if len(_lines) >= MAX_LINES:
+            _lines.clear()
+        _lines[line] = read
+    return read
 
 
-def _settle_target(request: Request, target: bytes, hosts: int) -> None:
-    path, query, authority = split_target(request.method, target)
-    request.path = path
-    request.query = query
-    if request.host_field:
-        request.host, request.port = normal_host(request.host_field)
-        if not request.host:
-            raise SyntaxFault(400, "the host is malformed")
-    if authority is not None:
-        named = normal_host(authority)
-        default = 443 if target[:6].lower() == b"https:" else 80
-        if hosts and (named[0] != request.host or (named[1] or default) != (request.port or default)):
-            raise SyntaxFault(400, "Host differs from the request target")
-        if not named[0]:
-            raise SyntaxFault(400, "the request target names no host")
-        request.host_field = request.host_field or authority
-        request.host, request.port = named
+def _settle_authority(request: Request, start: RequestLine, hosts: int) -> None:
+    authority = start.authority
+    assert authority is not None
+    named = normal_host(authority)
+    default = start.port
+    if hosts and (named[0] != request.host or (named[1] or default) != (request.port or default)):
+        raise SyntaxFault(400, "Host differs from the request target")
+    if not named[0]:
+        raise SyntaxFault(400, "the request target names no host")
+    request.host_field = request.host_field or authority
+    request.host, request.port = named
 
 
 def _other_field(request: Request, lower: bytes, code: int, value: bytes) -> None:
@@ -212,17 +244,34 @@ def _settle_connection(request: Request, listed: list[bytes] | None) -> None:
         request.cookies = b""
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Response:
-    """An answer's head. ``start`` is its status line without version; ``length`` the body's, CHUNKED or UNTIL_CLOSE."""
+    """An answer's head. ``start`` is its status line without version; ``length`` the body's, CHUNKED or UNTIL_CLOSE,
+    and ``length_line`` the header line that said so, if one did; ``dated``: it has a Date.
+    """
 
-    __slots__ = ("close", "length", "lines", "names", "set_cookies", "start", "status", "upgrade", "version")
+    __slots__ = (
+        "close",
+        "dated",
+        "length",
+        "length_line",
+        "lines",
+        "names",
+        "set_cookies",
+        "start",
+        "status",
+        "upgrade",
+        "version",
+    )
 
     def __init__(self) -> None:
         self.status = 0
         self.start = b""
         self.version = 11
         self.length = UNTIL_CLOSE
+        self.length_line = b""
         self.close = False
+        self.dated = False
         self.upgrade = b""
         self.set_cookies: list[bytes] | None = None
         self.lines: list[bytes] = []
@@ -237,7 +286,9 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
     response = Response()
     start = lines[0]
     known = _starts.get(start) or _status_line(start)
-    response.version, response.status, response.start = known
+    response.version = known[0]
+    response.status = known[1]
+    response.start = known[2]
     kept = response.lines
     names = response.names
     length = -1
@@ -256,6 +307,7 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
             if length >= 0:
                 raise SyntaxFault(502, "more than one Content-Length")
             length = field.number
+            response.length_line = field.line
         elif code == syntax.TRANSFER_ENCODING:
             coding = coding + b"," + field.value
         elif code == syntax.CONNECTION:
@@ -263,7 +315,9 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
         elif code == syntax.UPGRADE:
             response.upgrade = field.value
         elif code != syntax.HOP_BY_HOP:
-            if code == syntax.SET_COOKIE:
+            if code == syntax.DATE:
+                response.dated = True
+            elif code == syntax.SET_COOKIE:
                 response.set_cookies = [*(response.set_cookies or ()), field.value]
             kept.append(field.line)
             names.append(field.name)
@@ -271,7 +325,7 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
     return response
 
 
-_starts: dict[bytes, tuple[int, int, bytes]] = {}
+_starts: Final[dict[bytes, tuple[int, int, bytes]]] = {}
 
 
 def _status_line(line: bytes) -> tuple[int, int, bytes]:

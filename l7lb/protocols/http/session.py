@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from mypy_extensions import mypyc_attr
+
 from l7lb.core.actions import Recorded
 from l7lb.core.contracts import Assignment, Choice
 from l7lb.core.errors import Failure
@@ -11,11 +15,11 @@ from l7lb.protocols.http.facts import HttpFacts
 from l7lb.protocols.http.forward import named
 from l7lb.protocols.http.message import IDEMPOTENT, Request, Response
 
-REPLAY_BYTES = 64 * 1024  # a body up to this size is kept until the answer begins, for a retry
-MAX_TEXT = 2048  # bytes of a field in the record
+REPLAY_BYTES: Final = 64 * 1024  # a body up to this size is kept until the answer begins, for a retry
+MAX_TEXT: Final = 2048  # bytes of a field in the record
 
 # What `retries.when` names, by the failure that it stands for.
-RETRY_NAMES = {
+RETRY_NAMES: Final = {
     Failure.CONNECT_REFUSED: "connect-failure",
     Failure.CONNECT_TIMEOUT: "connect-failure",
     Failure.SERVER_CLOSED: "reset-before-response",
@@ -23,6 +27,7 @@ RETRY_NAMES = {
 }
 
 
+@mypyc_attr(free_list_len=1)
 class Exchange(Recorded):
     """A request from its head to its answer's end. Times are monotonic seconds, 0.0 where not reached yet."""
 

@@ -12,16 +12,16 @@ from typing import Final
 
 from l7lb.core.errors import L7lbError
 
-OWS = b" \t"
+OWS: Final = b" \t"
 # What may stand in a line of a head: visible ASCII, space, tab and the bytes above ASCII (obs-text).
-LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
-TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
-TARGET_BYTES = bytes(set(range(0x21, 0x7F)) - set(b'"#<>\\`'))  # visible ASCII, less what must be encoded
-LINE_END = re.compile(rb"[^\r]\n|\r[^\n]")
-MAX_LENGTH_DIGITS = 18
-MAX_KNOWN = 2048
-MAX_RECENT = 4096
-MAX_RECENT_BYTES = 160
+LINE_BYTES: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
+TARGET_BYTES: Final = bytes(set(range(0x21, 0x7F)) - set(b'"#<>\\`'))  # visible ASCII, less what must be encoded
+LINE_END: Final = re.compile(rb"[^\r]\n|\r[^\n]")
+MAX_LENGTH_DIGITS: Final = 18
+MAX_KNOWN: Final = 2048
+MAX_RECENT: Final = 4096
+MAX_RECENT_BYTES: Final = 160
 
 # What the exchange must look at or leave out; every other field passes through.
 HOST: Final = 1
@@ -36,9 +36,10 @@ REQUEST_ID: Final = 9
 COOKIE: Final = 10
 SET_COOKIE: Final = 11
 VIA: Final = 12
+DATE: Final = 14  # passes; a server's is looked for
 UNSAFE: Final = 13  # names that a gateway on the server's side could take for another one
 
-CODES = {
+CODES: Final = {
     b"host": HOST,
     b"content-length": CONTENT_LENGTH,
     b"transfer-encoding": TRANSFER_ENCODING,
@@ -54,13 +55,14 @@ CODES = {
     b"cookie": COOKIE,
     b"set-cookie": SET_COOKIE,
     b"via": VIA,
+    b"date": DATE,
 }
 # In trailers these would change what the head has settled (RFC 9110 section 6.5.1).
-FORBIDDEN_TRAILERS = frozenset(
+FORBIDDEN_TRAILERS: Final = frozenset(
     [*CODES, b"content-encoding", b"content-type", b"content-range", b"trailer", b"authorization", b"cache-control"]
 )
 
-_known: dict[bytes, tuple[bytes, int]] = {}
+_known: Final[dict[bytes, tuple[bytes, int]]] = {}
 
 
 class SyntaxFault(L7lbError):
@@ -94,6 +96,20 @@ def field_name(name: bytes) -> tuple[bytes, int]:
     if len(_known) < MAX_KNOWN:
         _known[name] = known
     return known
+
+
+def split_head(buffer: bytes, limit: int, searched: int = 0) -> tuple[bytes, int]:
+    """The head at the buffer's beginning without its last CRLF CRLF, and where that stands: see :func:`find_end`.
+
+    Nothing and -1 while it is incomplete. Raises SyntaxFault as it does.
+    """
+    if not searched:
+        # Most heads come in one piece. It is done with one call that makes what is needed anyway.
+        head, mark, _ = buffer.partition(b"\r\n\r\n")
+        if mark and len(head) + 4 <= limit:
+            return head, len(head)
+    end = find_end(buffer, limit, searched)
+    return (buffer[:end], end) if end >= 0 else (b"", -1)
 
 
 def find_end(buffer: bytes, limit: int, searched: int = 0) -> int:

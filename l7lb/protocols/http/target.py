@@ -10,21 +10,26 @@ remove it and so leave the path that the rules saw: that is refused, and nobody 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from l7lb.protocols.http.syntax import TARGET_BYTES, SyntaxFault
 
-UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-ESCAPE = re.compile(rb"%(..?)?", re.DOTALL)
-HEX = re.compile(rb"[0-9A-Fa-f]{2}")
-HOST = re.compile(
+UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+ESCAPE: Final = re.compile(rb"%(..?)?", re.DOTALL)
+HEX: Final = re.compile(rb"[0-9A-Fa-f]{2}")
+HOST: Final = re.compile(
     rb"(?:(?P<name>[A-Za-z0-9\-._~!$&'()*+;=]{0,255})|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:%25[A-Za-z0-9]{1,16})?)\])"
     rb"(?::(?P<port>[0-9]{0,5}))?"
 )
-SPLIT = re.compile(rb"/+")
-AMBIGUOUS = re.compile(rb"(?:/|%2F|%5C)\.\.?(?:;|%2F|%5C)|(?:%2F|%5C)\.\.?(?:/|\Z)")
-MAX_HOSTS = 4096
+SPLIT: Final = re.compile(rb"/+")
+AMBIGUOUS: Final = re.compile(rb"(?:/|%2F|%5C)\.\.?(?:;|%2F|%5C)|(?:%2F|%5C)\.\.?(?:/|\Z)")
+MAX_HOSTS: Final = 4096
 
-_hosts: dict[bytes, tuple[bytes, int]] = {}
+# A target of the most common form, in normal form already: no encoding, no empty segment, none that begins with a dot.
+_SEGMENT = rb"[!$&'()*+,;=:@\w~-][!$&'()*+,;=:@\w.~-]*"
+NORMAL: Final = re.compile(rb"(/(?:%b/)*(?:%b)?)(\?[!$-;=?-Z\[\]^_a-z|{}~]*)?" % (_SEGMENT, _SEGMENT))
+
+_hosts: Final[dict[bytes, tuple[bytes, int]]] = {}
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
@@ -84,6 +89,9 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes | No
 
     Raises SyntaxFault: 400 for what no form allows.
     """
+    normal = NORMAL.fullmatch(target)
+    if normal is not None:
+        return normal[1], normal[2] or b"", None
     if not target or target.translate(None, TARGET_BYTES):
         raise SyntaxFault(400, "a character in the request target that must be encoded")
     authority = None
