@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from l7lb.config.addresses import parse_bind, resolve
-from l7lb.config.fields import Bind, Name
+from l7lb.config.fields import Bind, Name, Source
 from l7lb.config.routes import Route
 from l7lb.config.section import Reading, Section
-from l7lb.config.units import Duration
+from l7lb.config.units import Duration, Size, within
 from l7lb.core import snapshot
 
 
@@ -23,10 +23,27 @@ class ListenerTimeouts(Section):
     )
 
 
+class ProxyProtocol(Section):
+    """Proxies in front that tell who their clients are."""
+
+    sources: Annotated[list[Source], Field(min_length=1)] = Field(
+        alias="from",
+        description='Their addresses and networks ("unix:" for those on a unix socket): connections of theirs must '
+        "begin with a PROXY header of version 1 or 2, and no others may.",
+    )
+    header_bytes: Annotated[Size, within(536, 65551)] = Field(
+        default=4096, description="Of a header of version 2 with all that it tells; more is refused."
+    )
+
+    def compiled(self) -> snapshot.ProxyProtocol:
+        return snapshot.ProxyProtocol(tuple(self.sources), self.header_bytes)
+
+
 class Listener(Section):
     """A place where clients come in."""
 
     kind: ClassVar[str]  # the protocol's name
+    client_first: ClassVar[bool] = True  # whether it is the client who speaks first
 
     name: Name = Field(description="The listener's name, once in the file.")
     protocol: Name = Field(description="What clients speak there.")
@@ -36,6 +53,9 @@ class Listener(Section):
     )
     routes: Annotated[list[Route], Field(min_length=1)] = Field(
         description="The rules in their order: the first that matches decides."
+    )
+    proxy_protocol: ProxyProtocol | None = Field(
+        default=None, description="Proxies in front that tell who their clients are; without it, nobody is believed."
     )
     timeouts: ListenerTimeouts = Field(default=ListenerTimeouts(), description="How long a client may take.")
 
@@ -57,7 +77,9 @@ class Listener(Section):
             "protocol": self.kind,
             "bind": self.addresses(reading.base),
             "routes": self.compiled_routes(reading),
+            "client_first": self.client_first,
             "handshake": self.timeouts.handshake,
+            "proxy_protocol": self.proxy_protocol.compiled() if self.proxy_protocol else None,
         }
 
     def addresses(self, base: Path) -> tuple[snapshot.Address, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
@@ -148,6 +148,10 @@ class Server(Section):
         description="Requests at the same time, of the whole node; more wait in the queue. Without it, no limit.",
     )
     backup: bool = Field(default=False, description="Used only while no other server of the pool is up.")
+    send_proxy: Literal["v1", "v2"] | None = Field(
+        default=None,
+        description="Begin each connection with a PROXY header of this version, to tell the server who the client is.",
+    )
 
     def compiled(self, base: Path) -> snapshot.Server:
         return snapshot.Server(
@@ -156,6 +160,7 @@ class Server(Section):
             weight=self.weight,
             max_connections=self.max_connections or 0,
             backup=self.backup,
+            send_proxy=self.send_proxy or "",
         )
 
 

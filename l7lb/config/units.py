@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 from l7lb.config.wording import describe, wrong
 
@@ -129,3 +129,14 @@ Duration = Annotated[float, _field(parse_duration, True), PlainSerializer(format
 DurationOrZero = Annotated[float, _field(parse_duration, False), PlainSerializer(format_duration), _TIMES]
 Size = Annotated[int, _field(parse_size, True), PlainSerializer(format_size), _SIZES]
 Share = Annotated[float, _field(parse_share, False), PlainSerializer(format_share), _SHARES]
+
+
+def within(least: int, most: int) -> AfterValidator:
+    """Limits of a size, as a validator."""
+
+    def check(size: int) -> int:
+        if not least <= size <= most:
+            raise wrong(f"{format_size(size)} is not between {format_size(least)} and {format_size(most)}")
+        return size
+
+    return AfterValidator(check)

@@ -135,7 +135,8 @@ class HealthMonitor:
             if pool.health is not None:
                 self.counts.setdefault(pool.name, CheckCounts())
                 for server in pool.servers:
-                    wanted[pool.name, server.name] = Target(pool.name, server.name, server.address, pool.health)
+                    health = probes.of_server(pool.health, server)
+                    wanted[pool.name, server.name] = Target(pool.name, server.name, server.address, health)
         checked = {pool for pool, _ in wanted}
         self.counts = {pool: counts for pool, counts in self.counts.items() if pool in checked}
         for key, (target, _) in list(self._tasks.items()):

@@ -15,13 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import hdrs
+from aiohttp.connector import Connection
 from yarl import URL
 
 from l7lb import __version__
 from l7lb.core.contracts import Probe, ProtocolSpec
 from l7lb.core.errors import ProbeFailed
-from l7lb.core.snapshot import Address, Health
+from l7lb.core.proxy_protocol.writing import write_own
+from l7lb.core.snapshot import Address, Health, Server
 from l7lb.core.unixpath import short_path
 
 BODY = 64 * 1024  # bytes of an answer that are looked at
@@ -57,20 +60,32 @@ def failed(error: OSError) -> ProbeFailed:
 
 
 async def connect(address: Address, settings: dict[str, Any], timeout: float) -> str:  # noqa: ARG001
-    """Whether a TCP connection, or one to a unix socket, is accepted."""
+    """Whether a TCP connection, or one to a unix socket, is accepted.
+
+    A server with ``send_proxy`` gets the header of a connection of our own, lest it logs one that broke off.
+    """
     loop = asyncio.get_running_loop()
     try:
         if address.path:
             kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
             with socket.socket(socket.AF_UNIX, kind) as stream, short_path(address.path) as path:
                 await loop.sock_connect(stream, path)
+                await _announce(stream, settings)
         else:
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
             with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as stream:
                 await loop.sock_connect(stream, (address.host, address.port))
+                await _announce(stream, settings)
     except OSError as error:
         raise failed(error) from None
     return "connected"
+
+
+async def _announce(stream: socket.socket, settings: dict[str, Any]) -> None:
+    version = settings.get("send_proxy")
+    if version:
+        header = write_own(version, stream.getsockname(), stream.getpeername())
+        await asyncio.get_running_loop().sock_sendall(stream, header)
 
 
 # --- http ---------------------------------------------------------------------------------------------------------
@@ -84,15 +99,16 @@ class HttpProbe:
     """
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the version of the PROXY header they send
 
     async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str:
         """Make one check."""
+        version = str(settings.get("send_proxy") or "")
         try:
             if not address.path:
-                return await self._ask(self._shared(), address, settings)
+                return await self._ask(self._shared(version), address, settings)
             with short_path(address.path) as path:
-                async with _client(aiohttp.UnixConnector(path, force_close=True)) as session:
+                async with _client(_UnixConnector(version, path, force_close=True)) as session:
                     return await self._ask(session, address, settings)
         except aiohttp.ServerDisconnectedError:
             raise ProbeFailed("closed without an answer") from None
@@ -108,14 +124,15 @@ class HttpProbe:
 
     async def close(self) -> None:
         """End the client."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
 
-    def _shared(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = _client(aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False))
-        return self._session
+    def _shared(self, version: str) -> aiohttp.ClientSession:
+        if version not in self._sessions:
+            connector = _TcpConnector(version, force_close=True, limit=0, use_dns_cache=False)
+            self._sessions[version] = _client(connector)
+        return self._sessions[version]
 
     async def _ask(self, session: aiohttp.ClientSession, address: Address, settings: dict[str, Any]) -> str:
         authority = "localhost" if address.path else str(address)
@@ -132,6 +149,30 @@ class HttpProbe:
             if wanted and wanted.encode() not in await _body(response):
                 raise ProbeFailed(f"status {response.status}, but the answer lacks {wanted[:40]!r}")
             return f"status {response.status}"
+
+
+class _Connector(aiohttp.BaseConnector):
+    """Connections that begin with a PROXY header of our own, where a version is given; none is used twice."""
+
+    def __init__(self, version: str, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._version = version
+
+    async def connect(self, *args: Any, **options: Any) -> Connection:
+        connection = await super().connect(*args, **options)
+        transport = connection.transport
+        if self._version and transport is not None:
+            own, server = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+            transport.write(write_own(self._version, own, server))
+        return connection
+
+
+class _TcpConnector(_Connector, aiohttp.TCPConnector):
+    """The same over TCP."""
+
+
+class _UnixConnector(_Connector, aiohttp.UnixConnector):
+    """The same over a unix socket."""
 
 
 def _client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
@@ -228,6 +269,13 @@ def chooser(protocols: Mapping[str, ProtocolSpec], http: HttpProbe) -> Callable[
         return loaded[spec.probe]
 
     return choose
+
+
+def of_server(health: Health, server: Server) -> Health:
+    """The pool's checks as this server needs them. A port of its own for checks is taken to know no PROXY protocol."""
+    if not server.send_proxy or health.port not in (0, server.address.port):
+        return health
+    return msgspec.structs.replace(health, settings={**health.settings, "send_proxy": server.send_proxy})
 
 
 def target(address: Address, health: Health) -> Address:

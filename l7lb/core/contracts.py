@@ -217,7 +217,11 @@ class ProtocolSpec:
 
 
 class Probe(Protocol):
-    """A health check: returns what an operator may read, or raises ProbeFailed. The caller limits its time."""
+    """A health check: returns what an operator may read, or raises ProbeFailed. The caller limits its time.
+
+    ``settings`` are those of the pool's ``health``; where the server has ``send_proxy``, its version is there too, and
+    what the check sends begins with the header that ``proxy_protocol.writing.write_own`` makes.
+    """
 
     async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str: ...
 

@@ -28,6 +28,7 @@ class ServerState:
         "failures",
         "healthy",
         "idle",
+        "kept",
         "latency",
         "limit",
         "name",
@@ -50,6 +51,7 @@ class ServerState:
         self.others = 0
         self.latency = 0.0
         self.idle: list[object] = []  # the proxy's idle connections, newest last
+        self.kept: list[object] = []  # those that began with a client's PROXY header and wait for that client alone
         self.tally = Tally()
         self.failures = 0  # in a row, in this worker
 

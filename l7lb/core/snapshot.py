@@ -108,6 +108,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 # --- listeners ------------------------------------------------------------------------------------------------
 
 
+class ProxyProtocol(msgspec.Struct, frozen=True):
+    """These peers (networks, ``unix:``) must send a PROXY header, of so many bytes at most; all others must not."""
+
+    sources: tuple[str, ...]
+    header_bytes: int = 4096
+
+
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """A place where clients come in.
 
@@ -123,6 +130,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     backlog: int = 4096
     exact_case: bool = False  # whether path globs tell upper from lower case
     handshake: float = 10.0  # seconds for all that comes before the protocol's first byte
+    proxy_protocol: ProxyProtocol | None = None
+    client_first: bool = True  # whether the client speaks first
     settings: dict[str, Any] = {}
     slot: int = 0
 
@@ -142,6 +151,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     weight: int = 1
     max_connections: int = 0  # 0: no limit
     backup: bool = False
+    send_proxy: str = ""  # the version of the PROXY header that its connections begin with: v1 or v2
     state: str = "enabled"
     slot: int = 0
     origin: str = ""  # the configuration's name, where DNS made several servers of one

@@ -26,6 +26,8 @@ from l7lb.core.actions import (
     Tunnel,
 )
 from l7lb.core.contracts import Peer, Session
+from l7lb.core.proxy_protocol.writing import write
+from l7lb.core.servers import ServerState
 from l7lb.proxy.endpoint import DONT_WAIT, HIGH_WATER, Endpoint, monotonic
 from l7lb.proxy.relay import Pump
 from l7lb.proxy.timers import TICK
@@ -41,6 +43,9 @@ READ_BYTES: Final = 16 * 1024
 LINGER_SECONDS: Final = 2.0  # how long a client that still sends is listened to after its last answer
 LINGER_BYTES: Final = 4 * 1024 * 1024
 FLUSH_SECONDS: Final = 30.0  # how long the last answer may take to leave without progress
+KEPT: Final = 4  # connections without work to servers that were told who the client is
+NONE_KEPT: Final[list[ServerConnection]] = []  # of the many who never have one
+ANY: Final = ("0.0.0.0", "::")  # what a socket is bound to that takes connections to every address
 
 OPEN: Final = 0
 FLUSHING: Final = 1
@@ -56,20 +61,12 @@ DRAINING: Final = 4
 log = logging.getLogger("l7lb.connection")
 
 
-def text_of(peer: Peer) -> str:
-    """A client's address as logs and tables show it."""
-    host = peer.client
-    if host == "unix:":
-        return host
-    return f"[{host}]:{peer.client_port}" if ":" in host else f"{host}:{peer.client_port}"
-
-
 class Connection(Endpoint):
     """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
 
     __slots__ = (
-        "client", "discarded", "dispatcher", "linger", "listener", "opening", "phase", "postponed", "pumps", "session",
-        "since", "ticket", "tunnel", "upstream",
+        "discarded", "dispatcher", "kept", "linger", "listener", "opening", "peer", "phase", "postponed", "pumps",
+        "session", "since", "ticket", "tunnel", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +75,7 @@ class Connection(Endpoint):
         dispatcher: Dispatcher,
         sock: socket.socket,
         session: Session | None,
-        client: str,
+        peer: Peer,
         now: float,
     ) -> None:
         super().__init__(dispatcher.loop, dispatcher.sender, sock)
@@ -87,16 +84,25 @@ class Connection(Endpoint):
         if session is not None:  # else it comes when the opening is over
             self.session = session
         self.opening: Opening | None = None
-        self.client = client
+        self.peer = peer
         self.since = now
         self.ticket: Ticket | None = None
         self.upstream: ServerConnection | None = None
+        self.kept: list[ServerConnection] = NONE_KEPT
         self.pumps: list[Pump] | None = None
         self.postponed: NeedServer | None = None  # a request that waits until the client has read its answers
         self.tunnel = False
         self.phase = OPEN
         self.linger = False
         self.discarded = 0
+
+    @property
+    def client(self) -> str:
+        """The client's address as logs and tables show it."""
+        host, port = self.peer.client, self.peer.client_port
+        if host == "unix:":
+            return host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def open(self, now: float) -> None:
         """Begin. Most clients have sent their request by now: it is read at once, and a client that asks for one
@@ -108,6 +114,35 @@ class Connection(Endpoint):
         if self.phase == OPEN and not self.reading:
             self.on_readable()
             self.settle(now)
+
+    # --- servers that were told who this client is ---------------------------------------------------------------
+
+    def proxy_header(self, version: str) -> bytes:
+        """What the connection of a server with ``send_proxy`` begins with. It serves this client alone from then on."""
+        peer = self.peer
+        if peer.local in ANY:
+            try:
+                name = self.sock.getsockname()
+                peer.local = name[0].removeprefix("::ffff:")
+            except OSError:
+                pass  # the client is gone, which will be noticed soon
+        return write(version, peer)
+
+    def keep(self, upstream: ServerConnection) -> None:
+        """Keep such a connection for this client's next request."""
+        if self.kept is NONE_KEPT:
+            self.kept = []
+        self.kept.append(upstream)
+        if len(self.kept) > KEPT:
+            self.kept[0].retire()
+
+    def take_kept(self, server: ServerState) -> list[object]:
+        """The newest of those to this server, if there is one."""
+        for upstream in reversed(self.kept):
+            if upstream.server is server:
+                upstream.unshelve()
+                return [upstream]
+        return []
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -417,6 +452,8 @@ class Connection(Endpoint):
         self._stop_pumps()
         if self.ticket is not None:
             self.dispatcher.release(self, Release(False), monotonic())
+        for upstream in list(self.kept):
+            upstream.retire()
         self.listener.timers.disarm(self)
         self.leave(reset)
         self.listener.closed(self)

@@ -27,7 +27,7 @@ from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
 from l7lb.proxy.queueing import Places
 from l7lb.proxy.tickets import CONNECTING, DONE, HELD, NEW, QUEUED, PoolRuntime, Ticket
-from l7lb.proxy.upstream import READ_BYTES, ServerConnection, open_connection, refusal
+from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
@@ -164,6 +164,8 @@ class Dispatcher:
     def _connect(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
         server = ticket.server
         idle = server.idle
+        if server.config.send_proxy and not fresh:
+            idle = ticket.connection.take_kept(server)
         while idle and not fresh:
             upstream = idle.pop()
             assert isinstance(upstream, ServerConnection)
@@ -214,6 +216,9 @@ class Dispatcher:
     def _connected(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
         ticket.connect_time = now - ticket.began
         self._count(ticket.server, columns.CONNECTIONS)
+        if ticket.server.config.send_proxy:
+            upstream.client = ticket.connection
+            upstream.send(ticket.connection.proxy_header(ticket.server.config.send_proxy))
         return self._hold(ticket, upstream, now)
 
     def _hold(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
@@ -275,16 +280,14 @@ class Dispatcher:
         upstream.owner = None
         server = ticket.server
         pool = ticket.pool
+        shelf = server.idle if upstream.client is None else server.kept
         if (
             server.alive
             and upstream.out is None
-            and len(server.idle) < pool.idle_connections
+            and len(shelf) < pool.idle_connections
             and (self.pools.get(pool.name) is ticket.runtime or self._configured(server))
         ):
-            upstream.idle_since = now
-            upstream.read_bytes = READ_BYTES
-            upstream.read_more(True)
-            server.idle.append(upstream)
+            upstream.shelve(now)
         else:
             upstream.close()
         self._give_back(ticket, release.failure, release.latency)
@@ -349,6 +352,10 @@ class Dispatcher:
                 break
             server.idle.pop(0)
             upstream.close()
+        for kept in list(server.kept):
+            assert isinstance(kept, ServerConnection)
+            if kept.idle_since < before:
+                kept.retire()
 
     def _count(self, server: ServerState, column: int) -> None:
         self._cells[self._base + server.slot * COLUMNS + column] += 1

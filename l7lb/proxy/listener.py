@@ -20,7 +20,7 @@ from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Listener
 from l7lb.core.tally import Tally, bucket_of
 from l7lb.proxy import counts as columns
-from l7lb.proxy.connection import Connection, text_of
+from l7lb.proxy.connection import Connection
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
 from l7lb.proxy.opening import Failures, Opening, StageMaker
@@ -268,12 +268,12 @@ class Acceptor:
             host = address[0].removeprefix("::ffff:") if address[0][:7] == "::ffff:" else address[0]
             peer = Peer(host, address[1], self._local, self._port)
         if listener.stages:
-            connection = Connection(listener, self._dispatcher, sock, None, text_of(peer), now)
+            connection = Connection(listener, self._dispatcher, sock, None, peer, now)
             listener.opened(connection)
-            Opening(connection, peer, now).begin()
+            Opening(connection, now).begin()
             return
         session = listener.factory(peer, now)
-        connection = Connection(listener, self._dispatcher, sock, session, text_of(peer), now)
+        connection = Connection(listener, self._dispatcher, sock, session, peer, now)
         listener.opened(connection)
         connection.open(now)
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from l7lb.core.actions import Close, ToClient
 from l7lb.core.contracts import Peer
 from l7lb.proxy import counts as columns
-from l7lb.proxy.connection import OPEN, OPENING, Connection, text_of
+from l7lb.proxy.connection import OPEN, OPENING, Connection
 
 if TYPE_CHECKING:
     from l7lb.proxy.listener import ListenerState
@@ -88,13 +88,13 @@ StageMaker = Callable[[Peer], Stage | None]
 class Opening:
     """One connection on its way through its listener's stages. Enters the event loop only when a stage must wait."""
 
-    __slots__ = ("_entered", "_limit", "_next", "_reading", "_stage", "_writing", "connection", "deadline", "patient",
-                 "peer", "sock")  # fmt: skip
+    __slots__ = (
+        "_entered", "_limit", "_next", "_reading", "_stage", "_writing", "connection", "deadline", "patient", "sock",
+    )  # fmt: skip
 
-    def __init__(self, connection: Connection, peer: Peer, now: float) -> None:
+    def __init__(self, connection: Connection, now: float) -> None:
         self.connection = connection
         self.sock = connection.sock
-        self.peer = peer
         self.deadline = now + connection.listener.config.handshake
         self.patient = False  # this process is ending, but waits for who is here
         self._limit = 0.0  # of the stage's patience
@@ -103,6 +103,15 @@ class Opening:
         self._entered = False
         self._reading = False
         self._writing = False
+
+    @property
+    def peer(self) -> Peer:
+        """The client as the stages so far have found it."""
+        return self.connection.peer
+
+    @peer.setter
+    def peer(self, peer: Peer) -> None:
+        self.connection.peer = peer
 
     def begin(self) -> None:
         """Most clients have sent something by now: the first steps are taken at once."""
@@ -194,7 +203,6 @@ class Opening:
         """All stages are over: make the session for the peer that they found, and begin with it."""
         self.stop()
         connection = self.connection
-        connection.client = text_of(self.peer)
         now = monotonic()
         connection.session = connection.listener.factory(self.peer, now)
         connection.phase = OPEN

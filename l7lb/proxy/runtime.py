@@ -24,6 +24,7 @@ from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
 from l7lb.proxy.listener import Acceptor, ListenerState
 from l7lb.proxy.opening import StageMaker
+from l7lb.proxy.proxyheader import proxy_stage
 from l7lb.proxy.tickets import PoolRuntime
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
@@ -35,7 +36,7 @@ IDLE_SECONDS = 1.0  # between looks at idle server connections
 
 # What a connection may have to go through before its session, in this order: each makes the stage's maker for a
 # listener, None for one that does without.
-STAGES: tuple[Callable[[Listener], StageMaker | None], ...] = ()
+STAGES: tuple[Callable[[Listener], StageMaker | None], ...] = (proxy_stage,)
 
 
 class Runtime:
@@ -261,7 +262,7 @@ class Runtime:
         now = monotonic()
         for runtime in self.dispatcher.pools.values():
             for server in runtime.state.servers:
-                if server.idle:
+                if server.idle or server.kept:
                     self.dispatcher.close_idle(server, now - runtime.state.config.timeouts.idle)
         DATES.tell(time.time() - now)  # the wall clock may have been set
         self._timers[1] = self.loop.call_later(IDLE_SECONDS, self._sweep)

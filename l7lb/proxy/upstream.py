@@ -26,7 +26,7 @@ READ_BULK: Final = 256 * 1024
 class ServerConnection(Endpoint):
     """A connection to a server: connecting for a ticket, then owned by a client's connection, or idle."""
 
-    __slots__ = ("closed", "idle_since", "owner", "read_bytes", "server", "ticket")
+    __slots__ = ("client", "closed", "idle_since", "owner", "read_bytes", "server", "ticket")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sender: Sender, sock: socket.socket, server: ServerState
@@ -34,6 +34,7 @@ class ServerConnection(Endpoint):
         super().__init__(loop, sender, sock)
         self.server = server
         self.owner: Connection | None = None
+        self.client: Connection | None = None  # whose PROXY header it began with: it serves no other
         self.ticket: Ticket | None = None  # while connecting
         self.closed = False
         self.idle_since = 0.0
@@ -85,16 +86,38 @@ class ServerConnection(Endpoint):
 
     def retire(self) -> None:
         """Close an idle connection and take it off the shelf."""
+        self.unshelve()
+        self.close()
+
+    def shelve(self, now: float) -> None:
+        """Wait for the next request: of any client, or of the one whose PROXY header it began with."""
+        self.idle_since = now
+        self.read_bytes = READ_BYTES
+        self.read_more(True)
+        client = self.client
+        if client is None:
+            self.server.idle.append(self)
+        else:
+            self.server.kept.append(self)
+            client.keep(self)
+
+    def unshelve(self) -> None:
+        """Wait no more."""
+        client = self.client
         try:
-            self.server.idle.remove(self)
+            if client is None:
+                self.server.idle.remove(self)
+            else:
+                self.server.kept.remove(self)
+                client.kept.remove(self)
         except ValueError:
             pass  # it was just taken
-        self.close()
 
     def close(self, reset: bool = False) -> None:
         """Close it, once."""
         if not self.closed:
             self.closed = True
+            self.client = None
             self.owner = None
             self.ticket = None
             self.leave(reset)

@@ -165,6 +165,12 @@ HTTP = [
     ('upgrades: ▸["a b"]', '"a b" is not the name of a protocol'),
     ("upgrades: ▸true", "must be any, none or a list of names, not true"),
     ("path_case: ▸lower", '"lower" is not known; known: ignore, exact'),
+    ("proxy_protocol: ▸{}", '"from" is missing: '),
+    ("proxy_protocol: {from: ▸[]}", "is empty: give at least one"),
+    ("proxy_protocol: {from: ▸all}", "must be a list, not"),
+    ("proxy_protocol: {from: [▸127.0.0.1/8]}", "has bits set behind its prefix"),
+    ("proxy_protocol: {from: [127.0.0.1], ▸form: [127.0.0.2]}", '"form" is not known here; did you mean "from"?'),
+    ('proxy_protocol: {from: ["unix:"], header_bytes: ▸100B}', "100B is not between 536B and"),
     ("▸tls: {}", '"tls" is not known here; known: '),
 ]
 
@@ -394,6 +400,8 @@ SERVERS = [
     ("{name: a, address: 'a:1', weight: ▸1001}", "too large: at most 1000"),
     ("{name: a, address: 'a:1', weight: ▸1.5}", "must be a whole number"),
     ("{name: a, address: 'a:1', max_connections: ▸0}", "too small: at least 1"),
+    ("{name: a, address: 'a:1', send_proxy: ▸true}", "must be one of v1, v2, not true"),
+    ("{name: a, address: 'a:1', send_proxy: ▸V2}", '"V2" is not known; did you mean "v2"?'),
     ("{name: a, address: 'a:1', backup: ▸1}", "must be true or false, not the number 1"),
     ("{name: a, address: 'a:1', ▸wieght: 1}", 'did you mean "weight"?'),
     ("{name: a, address: 'a:1'}, {name: ▸a, address: 'b:1'}", 'a server of this pool in line 3 is named "a" already'),

@@ -165,7 +165,7 @@ def test_every_table_of_mistakes_is_long() -> None:
     untried = {key for key in keys if key not in cases}
     assert untried <= {
         *("request_header", "request_body", "tunnel", "pipeline_bytes", "backlog", "response_header", "response_body"),
-        *("idle", "max_connections", "backup", "connections", "fall", "socket", "servers", "tables"),
+        *("idle", "max_connections", "backup", "send_proxy", "connections", "fall", "socket", "servers", "tables"),
     }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from l7lb.config.fields import TOKEN, TrustedNetwork
 from l7lb.config.listeners import Listener, ListenerTimeouts
 from l7lb.config.section import Reading, Section, seconds
-from l7lb.config.units import Duration, Size, format_size
+from l7lb.config.units import Duration, Size, within
 from l7lb.config.wording import describe, quoted, wrong
 from l7lb.core import snapshot
 
@@ -54,17 +54,6 @@ Upgrades = Annotated[
 ]
 
 
-def _within(least: int, most: int) -> AfterValidator:
-    """Limits of a size."""
-
-    def check(size: int) -> int:
-        if not least <= size <= most:
-            raise wrong(f"{format_size(size)} is not between {format_size(least)} and {format_size(most)}")
-        return size
-
-    return AfterValidator(check)
-
-
 class Forwarded(Section):
     """Headers that say whom a request came from."""
 
@@ -98,12 +87,12 @@ class Timeouts(ListenerTimeouts):
 class Limits(Section):
     """How much a client may send, and how many may come."""
 
-    header_bytes: Annotated[Size, _within(256, 1024**2)] = Field(
+    header_bytes: Annotated[Size, within(256, 1024**2)] = Field(
         default=32 * 1024, description="Of a request's line and headers together; more is answered with 414 or 431."
     )
     headers: int = Field(default=100, ge=1, le=1000, description="How many headers a request may have.")
     body_bytes: Size = Field(default=10 * 1024**3, description="Of a request's body; more is answered with 413.")
-    pipeline_bytes: Annotated[Size, _within(1024, 16 * 1024**2)] = Field(
+    pipeline_bytes: Annotated[Size, within(1024, 16 * 1024**2)] = Field(
         default=64 * 1024, description="Read ahead from a client that sends requests before it has the answers."
     )
     connections: int = Field(

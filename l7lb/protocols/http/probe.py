@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from l7lb.core.errors import ProbeFailed
+from l7lb.core.proxy_protocol.writing import write_own
 from l7lb.core.snapshot import Address
 from l7lb.protocols.http.message import read_response
 from l7lb.protocols.http.syntax import SyntaxFault, find_end
@@ -19,7 +20,7 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     request = f"OPTIONS * HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: l7lb-health\r\n\r\n"
     try:
         async with asyncio.timeout(timeout):
-            data = await _ask(address, request.encode("latin-1"))
+            data = await _ask(address, request.encode("latin-1"), str(settings.get("send_proxy") or ""))
         response = read_response(data, 100, b"OPTIONS")
     except TimeoutError:
         raise ProbeFailed(f"no answer within {timeout:g} s") from None
@@ -32,12 +33,14 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     return f"status {response.status}"
 
 
-async def _ask(address: Address, request: bytes) -> bytes:
+async def _ask(address: Address, request: bytes, send_proxy: str) -> bytes:
     if address.path:
         reader, writer = await asyncio.open_unix_connection(address.path)
     else:
         reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
+        if send_proxy:
+            writer.write(write_own(send_proxy, writer.get_extra_info("sockname"), writer.get_extra_info("peername")))
         writer.write(request)
         data = b""
         while (end := find_end(data, LIMIT)) < 0:
