@@ -48,9 +48,13 @@ def answer(
     headers: tuple[tuple[str, str], ...] = (),
     content_type: str = "text/plain; charset=utf-8",
     close: bool = False,
+    keep: bool = False,
     head_only: bool = False,
 ) -> bytes:
-    """A whole answer. 1xx, 204 and 304 carry no body, HEAD gets the head of one. ``date`` is a complete line."""
+    """A whole answer. 1xx, 204 and 304 carry no body, HEAD gets the head of one. ``date`` is a complete line.
+
+    ``close`` tells that the connection ends, ``keep`` that it does not, which an HTTP/1.0 client would not suppose.
+    """
     lines = [start_line(status)]
     given = {name.lower() for name, _ in headers}
     if date and "date" not in given:
@@ -63,6 +67,8 @@ def answer(
     lines += [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in headers]
     if close:
         lines.append(b"Connection: close")
+    elif keep:
+        lines.append(b"Connection: keep-alive")
     head = b"\r\n".join(lines) + b"\r\n\r\n"
     return head if bodiless or head_only else head + body
 
@@ -75,6 +81,7 @@ def refusal(
     status: int = 0,
     reason: str = "",
     close: bool,
+    keep: bool = False,
     head_only: bool = False,
 ) -> bytes:
     """The answer to a failure: its status and, in one line, what happened and what would help.
@@ -89,4 +96,4 @@ def refusal(
     )
     if failure in RETRY_AFTER:
         headers = (*headers, ("Retry-After", "1"))
-    return answer(status, text.encode(), date, headers=headers, close=close, head_only=head_only)
+    return answer(status, text.encode(), date, headers=headers, close=close, keep=keep, head_only=head_only)

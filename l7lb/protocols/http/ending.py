@@ -149,6 +149,7 @@ class HttpEnding(Session):
             status=status,
             reason=reason,
             close=close,
+            keep=exchange.request.version == 10,
             head_only=head_only,
         )
         return self._answer_here(exchange, data, status, failure, close, now)

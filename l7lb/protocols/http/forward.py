@@ -161,7 +161,9 @@ def _request_changes(request: Request, route: Route, own: bytes) -> tuple[list[b
     """The client's lines and those written anew, as a rule changes them."""
     removed = {name.lower().encode() for name in route.remove_headers}
     removed.update(name.lower().encode() for name, _ in route.set_headers)
-    lines = _without(request.names, request.lines, removed)
+    # A client must not forge X-User by an X_User that the server's gateway takes for the same.
+    plain = {syntax.gateway_name(name) for name in removed}
+    lines = _without([syntax.gateway_name(name) for name in request.names], request.lines, plain)
     lines += [name.encode("latin-1") + b": " + value.encode("latin-1") for name, value in route.set_headers]
     if not OWN.isdisjoint(removed) or any(name.startswith(b"x-forwarded-") for name in removed):
         kept = [line for line in own.split(b"\r\n")[:-1] if line.partition(b":")[0].lower() not in removed]
@@ -240,6 +242,9 @@ def response_head(
         fields += b"%b\r\n" % (response.length_line or b"Content-Length: %d" % length)
     elif length == CHUNKED and request.version == 11:
         fields += b"Transfer-Encoding: chunked\r\n"
+    if response.status == 426 and response.upgrade:
+        # What it takes must be said (RFC 9110 section 15.5.22); elsewhere an offer of the server's would mislead.
+        fields += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % response.upgrade
     if close:
         fields += b"Connection: close\r\n"
     elif request.version == 10:

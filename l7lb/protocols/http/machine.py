@@ -44,6 +44,7 @@ from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, split_head
 
 __all__ = ["HttpMachine", "Shared"]
 
+ALLOW: Final = (("Allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),)
 INCOMPLETE: Final = "the request ended before it was complete"
 PATIENCE: Final = 5.0  # seconds that an idle client is waited for while another process has taken over
 
@@ -156,6 +157,7 @@ class HttpMachine(HttpAnswering):
             headers=headers,
             content_type=content_type,
             close=close,
+            keep=request.version == 10,
             head_only=request.method == b"HEAD",
         )
         return self._answer_here(exchange, data, status, None, close, now)
@@ -310,7 +312,19 @@ class HttpMachine(HttpAnswering):
             self.wants_client = False  # nothing more that this client could send would be looked at before the answer
         self.state = ROUTING
         self.deadline = 0.0
+        if not request.hops:
+            return self._last_stop(exchange, now)
         return [NeedServer(facts, careful=request.method not in IDEMPOTENT)]
+
+    def _last_stop(self, exchange: Exchange, now: float) -> list[Action]:
+        """A TRACE or OPTIONS that may not be passed on is answered here (RFC 9110 section 7.6.2). A TRACE is not sent
+        back, since it would show what only l7lb and the servers are meant to see.
+        """
+        status = 200 if exchange.request.method == b"OPTIONS" else 405
+        close = self._must_close(exchange) or not exchange.body_done
+        keep = exchange.request.version == 10
+        data = answer(status, b"", self.shared.dates.field(now), headers=ALLOW, close=close, keep=keep)
+        return self._answer_here(exchange, data, status, None, close, now)
 
     def _upload(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
         """Send on a part of the request's body, behind the head where that is still to go."""

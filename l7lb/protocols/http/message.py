@@ -23,6 +23,7 @@ METHODS: Final = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIO
 IDEMPOTENT: Final = frozenset([b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"])
 OPTIONS: Final = frozenset([b"keep-alive", b"close", b"upgrade"])  # of Connection, that are no field's name
 MAX_LOOPS: Final = 10
+MAX_HOP_DIGITS: Final = 9
 MAX_STARTS: Final = 256
 MAX_LINES: Final = 4096
 MAX_LINE_BYTES: Final = 256
@@ -40,6 +41,7 @@ class Request:
         "cookies",
         "expects",
         "forwarded",
+        "hops",
         "host",
         "host_field",
         "identity",
@@ -73,6 +75,7 @@ class Request:
         self.identity = b""
         self.forwarded: list[tuple[bytes, bytes]] | None = None
         self.loops = 0
+        self.hops = -1  # of a TRACE or OPTIONS: how often it may be passed on, where it says so
         self.lines: list[bytes] = []
         self.names: list[bytes] = []
 
@@ -134,7 +137,7 @@ def read_request(head: bytes, fields: int) -> Request:
             _other_field(request, field.name, code, field.value)
     if hosts != 1 and (hosts or request.version == 11):
         raise SyntaxFault(400, "there must be one Host field")
-    if request.host_field:
+    if hosts:
         request.host, request.port = normal_host(request.host_field)
         if not request.host:
             raise SyntaxFault(400, "the host is malformed")
@@ -183,7 +186,7 @@ def _request_line(line: bytes) -> RequestLine:
             raise SyntaxFault(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
         raise SyntaxFault(400, "the request line is malformed")
     if method == b"CONNECT":
-        raise SyntaxFault(405, "CONNECT is not allowed here")
+        raise SyntaxFault(501, "CONNECT is not known here")
     read = RequestLine(method, target, known)
     if len(line) <= MAX_LINE_BYTES:
         if len(_lines) >= MAX_LINES:
@@ -218,6 +221,13 @@ def _other_field(request: Request, lower: bytes, code: int, value: bytes) -> Non
         request.upgrade = request.upgrade + b"," + value if request.upgrade else value
     elif code == syntax.REQUEST_ID:
         request.request_id = value
+    elif code == syntax.MAX_FORWARDS:
+        # RFC 9110 section 7.6.2: every proxy counts down.
+        if request.method in (b"TRACE", b"OPTIONS") and value.isdigit():
+            request.hops = int(value[:MAX_HOP_DIGITS])
+            value = b"%d" % max(0, request.hops - 1)
+        request.lines.append(b"Max-Forwards: " + value)
+        request.names.append(lower)
     elif code == syntax.VIA:
         request.loops += value.count(b" l7lb")
         if request.loops > MAX_LOOPS:
@@ -358,7 +368,7 @@ def _settle_response(response: Response, method: bytes, length: int, coding: byt
         response.length = 0
         if status < 200 and (coding or length > 0):
             raise SyntaxFault(502, "an interim answer has no body")
-        if (method == b"HEAD" or status == 304) and status >= 200 and length >= 0:
+        if (method == b"HEAD" or status == 304) and status >= 200 and status != 204 and length >= 0:
             # Here the length speaks of what a GET would have got: it is sent on, and nothing follows.
             response.lines.append(b"Content-Length: %d" % length)
             response.names.append(b"content-length")

@@ -18,6 +18,7 @@ LINE_BYTES: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
 TARGET_BYTES: Final = bytes(set(range(0x21, 0x7F)) - set(b'"#<>\\`'))  # visible ASCII, less what must be encoded
 LINE_END: Final = re.compile(rb"[^\r]\n|\r[^\n]")
+NO_NAME: Final = re.compile(rb"[^a-z0-9]")
 MAX_LENGTH_DIGITS: Final = 18
 MAX_KNOWN: Final = 2048
 MAX_RECENT: Final = 4096
@@ -38,6 +39,7 @@ SET_COOKIE: Final = 11
 VIA: Final = 12
 DATE: Final = 14  # passes; a server's is looked for
 UNSAFE: Final = 13  # names that a gateway on the server's side could take for another one
+MAX_FORWARDS: Final = 15
 
 CODES: Final = {
     b"host": HOST,
@@ -48,6 +50,8 @@ CODES: Final = {
     b"proxy-connection": HOP_BY_HOP,
     b"te": HOP_BY_HOP,
     b"http2-settings": HOP_BY_HOP,
+    b"proxy": HOP_BY_HOP,  # nobody's; as HTTP_PROXY of a CGI program it would lead the program's own requests astray
+    b"max-forwards": MAX_FORWARDS,
     b"upgrade": UPGRADE,
     b"expect": EXPECT,
     b"forwarded": FORWARDED,
@@ -87,15 +91,20 @@ def field_name(name: bytes) -> tuple[bytes, int]:
     lower = name.lower()
     code = CODES.get(lower, 0)
     if not code:
-        plain = lower.replace(b"_", b"-")
+        plain = gateway_name(lower)
         if plain.startswith(b"x-forwarded-"):
-            code = FORWARDED if lower.find(b"_") < 0 else UNSAFE
+            code = FORWARDED if plain == lower else UNSAFE
         elif plain != lower and plain in CODES:
             code = UNSAFE
     known = (lower, code)
     if len(_known) < MAX_KNOWN:
         _known[name] = known
     return known
+
+
+def gateway_name(lower: bytes) -> bytes:
+    """The name as a gateway may see it: CGI, WSGI and the like know letters and digits, all else is one character."""
+    return NO_NAME.sub(b"-", lower)
 
 
 def split_head(buffer: bytes, limit: int, searched: int = 0) -> tuple[bytes, int]:

@@ -322,6 +322,40 @@ def test_interim_answers() -> None:
     assert interim_head(read) == b"HTTP/1.1 101 S\r\nX-A: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
+# --- names that gateways can't tell apart
+
+
+@pytest.mark.parametrize("name", ["X_User", "x_user", "X.User", "x-USER", "X~User"])
+def test_what_a_rule_sets_or_removes_can_not_be_forged(name: str) -> None:
+    assert "mallory" not in str(sent(f"{name}: mallory", set_headers=(("X-User", "anna"),)))
+    assert "mallory" not in str(sent(f"{name}: mallory", remove_headers=("x-user",)))
+    assert "mallory" in str(sent(f"{name}: mallory"))  # where no rule speaks of it
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_no_other_spelling_of_a_forwarding_field_passes(trusted: bool) -> None:
+    names = [
+        "X_Forwarded_For",
+        "X-Forwarded_For",
+        "X.Forwarded.For",
+        "X_FORWARDED_PROTO",
+        "x_request_id",
+        "X.Request.ID",
+    ]
+    assert "forged" not in str(sent(*(f"{name}: forged" for name in names), trusted=trusted))
+
+
+def test_nobody_sets_a_programs_proxy() -> None:
+    assert not values(sent("Proxy: http://evil/"), "proxy")
+
+
+def test_the_upgrade_that_an_answer_asks_for_is_passed_on() -> None:
+    asked = ("Upgrade: websocket", "Connection: Upgrade", "Content-Length: 0")
+    lines = got(*asked, start="HTTP/1.1 426 Upgrade Required")
+    assert (values(lines, "upgrade"), values(lines, "connection")) == (["websocket"], ["Upgrade"])
+    assert not values(got(*asked), "upgrade")
+
+
 # --- Date
 
 

@@ -278,6 +278,45 @@ def test_an_old_client_that_wants_to_stay() -> None:
     assert Bench().client(b"GET / HTTP/1.0\r\n\r\n").connect().answer(OK).closed == "close"
 
 
+@pytest.mark.parametrize("action", [None, Respond(200, "x"), Redirect("/", 302)])
+def test_an_old_client_that_wants_to_stay_is_told_by_our_own_answers_too(action: Respond | Redirect | None) -> None:
+    """It would wait for the end of the connection otherwise."""
+    old = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    bench = Bench(route=Route(number=1, where="here", match=None, action=action)) if action else Bench()
+    for _ in range(2):
+        bench.client(old)
+        if action is None:
+            bench.fail(Failure.NO_SERVER)
+        else:
+            bench.answer_here()
+    assert bench.to_client.count(b"\r\nConnection: keep-alive\r\n") == 2
+    bench.client(GET)
+    assert b"keep-alive" not in (bench.fail(Failure.NO_SERVER) if action is None else bench.answer_here()).seen()[-2]
+
+
+@pytest.mark.parametrize("body", [b"", b"\r\nContent-Length: 5"])
+@pytest.mark.parametrize(("method", "status"), [(b"TRACE", 405), (b"OPTIONS", 200)])
+def test_what_may_not_be_passed_on_is_answered(method: bytes, status: int, body: bytes) -> None:
+    head = method + b" / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0" + body + b"\r\n\r\n"
+    bench = Bench().client(head)
+    did = bench.seen()
+    assert did[0].startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nAllow: GET, HEAD" in did[0]
+    assert b"\r\nContent-Length: 0\r\n" in did[0]
+    assert did[1:] == [f"finished {status} ok", *(["linger"] if body else [])]
+    assert bench.needs == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "passed"),
+    [(b"TRACE", b"3", b"2"), (b"OPTIONS", b"1", b"0"), (b"GET", b"0", b"0"), (b"OPTIONS", b"x", b"x"),
+     (b"TRACE", b"9" * 30, b"999999998")],
+)  # fmt: skip
+def test_forwards_are_counted_down(method: bytes, given: bytes, passed: bytes) -> None:
+    bench = Bench().client(method + b" / HTTP/1.1\r\nHost: a\r\nMax-Forwards: " + given + b"\r\n\r\n").connect()
+    assert b"\r\nMax-Forwards: " + passed + b"\r\n" in bench.to_server
+
+
 def test_an_answer_until_the_end() -> None:
     bench = Bench().client(GET).connect().answer(b"HTTP/1.1 200 OK\r\n\r\nabc")
     assert bench.seen()[-2:] == [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabc", "splice server -1"]
@@ -297,6 +336,7 @@ def test_an_answer_until_the_end_that_is_reset_is_not_whole() -> None:
         (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
         (b"HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
         (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (b"HEAD", b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"),
         (b"GET", b"HTTP/1.1 304 X\r\nContent-Length: 5\r\n\r\n", b"HTTP/1.1 304 X\r\nContent-Length: 5\r\n\r\n"),
     ],
 )
@@ -492,7 +532,7 @@ def test_a_switch_that_nobody_asked_for(request_head: bytes, answer: bytes) -> N
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, "client-protocol"),
         (GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: gzip\r\n\r\n"), 501, "client-protocol"),
         (GET.replace(b"\r\n\r\n", b"\r\nExpect: x\r\n\r\n"), 417, "client-protocol"),
-        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405, "client-protocol"),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 501, "client-protocol"),
         (b"GET /" + b"a" * 40_000, 414, "client-limit"),
         (GET[:-2] + b"X: " + b"a" * 40_000, 431, "client-limit"),
         (GET[:-2] + b"a: b\r\n" * 101 + b"\r\n", 431, "client-limit"),

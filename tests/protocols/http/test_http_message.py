@@ -53,7 +53,7 @@ def test_a_request_in_its_internal_form() -> None:
         ("GET /", 400), ("GET  / HTTP/1.1", 400), (" GET / HTTP/1.1", 400), ("GET / HTTP/1.1 ", 400), ("GET", 400),
         ("GET / http/1.1", 400), ("GET / HTTP/1", 400), ("GET / HTTP/11.1", 400), ("GET\t/\tHTTP/1.1", 400),
         ("GET / XTTP/1.1", 400), ("G(T / HTTP/1.1", 400), ("G\x00T / HTTP/1.1", 400), ("", 400),
-        ("X" * 33 + " / HTTP/1.1", 400), ("CONNECT a:80 HTTP/1.1", 405), ("GET /\xe4 HTTP/1.1", 400),
+        ("X" * 33 + " / HTTP/1.1", 400), ("CONNECT a:80 HTTP/1.1", 501), ("GET /\xe4 HTTP/1.1", 400),
         ("GET /a b HTTP/1.1", 400), ("GET / HTTP/1.1\x00", 400),
     ],
 )  # fmt: skip

@@ -74,6 +74,10 @@ def test_a_name_is_a_token(name: bytes) -> None:
         (b"x_request_id", syntax.UNSAFE),
         (b"X_Forwarded-For", syntax.UNSAFE),
         (b"x-forwarded_for", syntax.UNSAFE),
+        (b"x.forwarded.for", syntax.UNSAFE),
+        (b"X-Forwarded~For", syntax.UNSAFE),
+        (b"Forwarded_", 0),
+        (b"Proxy", syntax.HOP_BY_HOP),
         (b"a_b", 0),
     ],
 )
