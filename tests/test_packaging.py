@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGING = ROOT / "packaging"
@@ -44,3 +49,33 @@ def test_the_image_copies_what_is_there() -> None:
         assert (ROOT / source).exists(), source
     for lock in re.findall(r"-r (requirements/\S+)", text):
         assert (ROOT / lock).exists(), lock
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports; of ``from package import name`` both, since the name may be a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_a_build_of_its_own_has_the_libraries_whose_types_the_compiler_needs() -> None:
+    todo = [ROOT / name for name in re.findall(r'"(l7lb/[\w/]+\.py)"', (ROOT / "setup.py").read_text())]
+    seen: set[Path] = set()
+    libraries: set[str] = set()
+    while todo:
+        path = todo.pop()
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        for name in imported(path):
+            place = ROOT / name.replace(".", "/")
+            if name.startswith("l7lb"):
+                todo += [place.with_suffix(".py"), place / "__init__.py"]
+            elif name.partition(".")[0] not in sys.stdlib_module_names:
+                libraries.add(name.partition(".")[0])
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert "msgspec" in libraries
+    assert libraries <= {Requirement(text).name.replace("-", "_") for text in build}
