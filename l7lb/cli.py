@@ -352,6 +352,7 @@ def weight(server: str, weight: str, admin: Path | None, config: Path | None) ->
 @click.option("--weight", type=click.IntRange(0, 65_535), default=1, show_default=True)
 @click.option("--max-connections", type=click.IntRange(0), default=0, help="Of the whole node. [default: no limit]")
 @click.option("--backup", is_flag=True, help="Use it only when no other server is open.")
+@click.option("--send-proxy", type=click.Choice(["v1", "v2"]), help="Begin its connections with a PROXY header.")
 @admin_options
 def add_server(
     pool: str,
@@ -360,6 +361,7 @@ def add_server(
     weight: int,
     max_connections: int,
     backup: bool,
+    send_proxy: str | None,
     admin: Path | None,
     config: Path | None,
 ) -> None:
@@ -376,6 +378,7 @@ def add_server(
         weight=weight,
         max_connections=max_connections,
         backup=backup,
+        send_proxy=send_proxy or "",
     )
     click.echo(answer["done"])
 

@@ -172,7 +172,8 @@ def test_the_verbs(node: Node) -> None:
     node.good("enable", "web/web1")
     assert node.good("weight", "web2", "7") == "web/web2 has weight 7\n"
     assert node.good("weight", "web2", "configured") == "web/web2 has weight 2, as configured\n"
-    added = node.good("add-server", "web", "web9", "10.0.0.9:80", "--weight", "3", "--max-connections", "5", "--backup")
+    words = ("--weight", "3", "--max-connections", "5", "--backup", "--send-proxy", "v2")
+    added = node.good("add-server", "web", "web9", "10.0.0.9:80", *words)
     assert added == "web/web9 is added at 10.0.0.9:80\n"
     assert node.good("remove-server", "web9").startswith("web/web9 is removed")
     node.good("remove-server", "web2")

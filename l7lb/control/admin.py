@@ -5,7 +5,8 @@
     GET  /v1/status                          GET  /v1/servers?pool=NAME      GET /v1/sessions?limit=N
     POST /v1/drain|undrain|disable|enable    {"server": "[POOL/]SERVER"}
     POST /v1/weight                          {"server": "[POOL/]SERVER", "weight": N or null for the configuration's}
-    POST /v1/add-server                      {"pool", "name", "address", "weight", "max_connections", "backup"}
+    POST /v1/add-server                      {"pool", "name", "address", "weight", "max_connections", "backup",
+                                              "send_proxy"}
     POST /v1/remove-server                   {"server": "[POOL/]SERVER"}
     POST /v1/reload                          POST /v1/shutdown
     POST /v1/explain                         a question, see :class:`l7lb.control.explaining.Question`
@@ -34,6 +35,7 @@ from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.operator import Operator, Refused
 from l7lb.core.errors import ConfigurationError, L7lbError, UnknownName
+from l7lb.core.proxy_protocol.writing import VERSIONS
 from l7lb.core.snapshot import Address, Server
 
 BODY = 64 * 1024  # bytes of a request
@@ -69,6 +71,7 @@ class NewServer(msgspec.Struct, forbid_unknown_fields=True):
     weight: int = 1
     max_connections: int = 0
     backup: bool = False
+    send_proxy: str = ""
 
 
 class AdminServer:
@@ -167,6 +170,8 @@ def new_server(asked: NewServer, base: Path) -> Server:
         raise Refused(f"{asked.name!r} is not a server's name: at most 128 characters, without /, @ and spaces")
     if not 0 <= asked.weight <= 65_535 or not 0 <= asked.max_connections <= 1_000_000_000:
         raise Refused("a weight is from 0 to 65535, max_connections from 0 (no limit) to 1000000000")
+    if asked.send_proxy not in ("", *VERSIONS):
+        raise Refused(f"{asked.send_proxy!r} is no version of the PROXY protocol: v1 or v2")
     try:
         address = resolve(parse_server(asked.address), base) if asked.address else Address()
     except ValueError as error:
@@ -177,6 +182,7 @@ def new_server(asked: NewServer, base: Path) -> Server:
         weight=asked.weight,
         max_connections=asked.max_connections,
         backup=asked.backup,
+        send_proxy=asked.send_proxy,
     )
 
 

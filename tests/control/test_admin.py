@@ -149,6 +149,7 @@ async def test_a_server_is_added_and_removed(node: Node) -> None:
         ("add-server", {"pool": "web", "name": "web1", "address": "10.0.0.1:80"}, "already has a server web1"),
         ("add-server", {"pool": "web", "name": "web9", "address": "10.0.0.1"}, "has no port"),
         ("add-server", {"pool": "web", "name": "web9"}, "web/web9 needs an address"),
+        ("add-server", {"pool": "web", "name": "web9", "send_proxy": "v3"}, "'v3' is no version of the PROXY protocol"),
         ("add-server", {"pool": "web", "name": "a/b", "address": "10.0.0.1:80"}, "'a/b' is not a server's name"),
         ("add-server", {"pool": "web", "name": "a@b", "address": "10.0.0.1:80"}, "'a@b' is not a server's name"),
         ("add-server", {"pool": "web", "name": "", "address": "10.0.0.1:80"}, "'' is not a server's name"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,9 @@ from l7lb.control import probes
 from l7lb.control.probes import HttpProbe, ProbeUnavailable
 from l7lb.core.contracts import ProtocolSpec
 from l7lb.core.errors import ProbeFailed
-from l7lb.core.snapshot import Address, Health
+from l7lb.core.proxy_protocol.reading import HeaderFault, HeaderReader
+from l7lb.core.proxy_protocol.writing import UNKNOWN, write_local
+from l7lb.core.snapshot import Address, Health, Server
 
 pytestmark = pytest.mark.asyncio
 
@@ -287,3 +290,68 @@ async def test_a_probe_that_cannot_be_loaded_says_so(name: str) -> None:
         choose(Health(kind="protocol", protocol="x"))
     with pytest.raises(ProbeUnavailable, match="there is no probe for y"):
         choose(Health(kind="protocol", protocol="y"))
+
+
+# --- servers that want a PROXY header
+
+
+@asynccontextmanager
+async def proxy_server(path: str = "") -> AsyncIterator[tuple[Address, list[bytes]]]:
+    """Notes the PROXY header that a connection begins with, and answers what comes behind it as HTTP."""
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parser = HeaderReader(4096)
+        header = b""
+        try:
+            while parser.header is None:
+                header += await reader.readexactly(1)
+                parser.feed(header[-1:])
+            seen.append(header)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+        except (asyncio.IncompleteReadError, HeaderFault):
+            pass
+        writer.close()
+
+    server = await (asyncio.start_unix_server(serve, path) if path else asyncio.start_server(serve, "127.0.0.1", 0))
+    async with server:
+        yield Address(path=path) if path else Address(port=server.sockets[0].getsockname()[1], host="127.0.0.1"), seen
+
+
+KINDS = {"http": None, "tcp": probes.connect, "protocol": probes.load("l7lb.protocols.http.probe:probe")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_a_check_of_a_server_with_send_proxy_begins_with_a_header(
+    kind: str, unix: bool, version: str, tmp_path: Path
+) -> None:
+    server = Server(name="a", address=Address(host="127.0.0.1", port=80), send_proxy=version)
+    settings = probes.of_server(Health(kind=kind, settings={"path": "/"}), server).settings
+    async with proxy_server(str(tmp_path / "x.sock") if unix else "") as (address, seen):
+        probe = HttpProbe() if kind == "http" else KINDS[kind]
+        for _ in range(2):
+            await probe(address, settings, 2.0)
+        while len(seen) < 2:
+            await asyncio.sleep(0.005)
+        if kind == "http":
+            await probe.close()
+    for header in seen:
+        if version == "v2":
+            assert header == write_local()
+        elif unix:
+            assert header == UNKNOWN
+        else:
+            assert re.fullmatch(rb"PROXY TCP4 127\.0\.0\.1 127\.0\.0\.1 \d+ %d\r\n" % address.port, header)
+
+
+@pytest.mark.parametrize(("port", "sent"), [(0, True), (80, True), (8080, False)])
+async def test_a_check_at_another_port_begins_with_no_header(port: int, sent: bool) -> None:
+    server = Server(name="a", address=Address(host="127.0.0.1", port=80), send_proxy="v2")
+    assert ("send_proxy" in probes.of_server(Health(kind="tcp", port=port), server).settings) is sent
+    plain = Server(name="a", address=Address(host="127.0.0.1", port=80))
+    health = Health(kind="tcp", port=port)
+    assert probes.of_server(health, plain) is health
