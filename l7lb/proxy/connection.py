@@ -160,9 +160,10 @@ class Connection(Endpoint):
         if self.phase != OPEN:
             self._discard(data)
         elif data:
+            before = self.ticket
             self._tell(RECEIVED, CLIENT, monotonic(), data)
-            if len(data) == READ_BYTES and self.reading:
-                self.look_for_reset()  # behind a large body; smaller messages soon meet it when they are answered
+            if self.reading and self.ticket is before and self.queued is None:
+                self.look_for_reset()  # behind a part of a head or body; who has asked for an answer meets it there
         else:
             self.read_more(False)
             self._tell(ENDED, CLIENT, monotonic())

@@ -192,6 +192,34 @@ def test_a_client_that_half_closes_inside_an_upload_is_told(run, size: int) -> N
     scene(run, play)
 
 
+@pytest.mark.parametrize("data", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n"])
+def test_a_reset_behind_a_part_of_a_head_is_seen_at_once(run, data: bytes) -> None:
+    async def play(node: Node) -> None:
+        client = await node.connect()
+        await node.until(lambda: connections(node) and connections(node)[0].reading)
+        client.socket.send(data)  # both before the loop looks again: uvloop tells of them once
+        client.reset()
+        await quiet(node)  # well before the time for a head is over
+        assert node.records[-1].ended == "client-closed@request-header"
+
+    scene(run, play)
+
+
+def test_a_reset_behind_a_part_of_a_body_is_seen_at_once(run) -> None:
+    async def play(node: Node) -> None:
+        client = await node.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        server = await node.accept_any()
+        await server.until(b"\r\n\r\n")
+        client.socket.send(b"x" * 10)
+        client.reset()
+        await server.sees_closed()
+        await quiet(node)
+        assert node.records[-1].ended == "client-closed@request-body"
+
+    scene(run, play)
+
+
 @pytest.mark.parametrize("end", ["close", "reset"])
 def test_a_client_that_goes_inside_an_upload(run, end: str) -> None:
     async def play(node: Node) -> None:
