@@ -220,3 +220,15 @@ def test_a_long_path(tmp_path: Path) -> None:
         node.signal(signal.SIGTERM)
         assert node.wait() == 0
         assert [path.name for path in (deep / "run").iterdir()] == []
+
+
+def test_nothing_is_left_open_where_a_loop_ends(tmp_path: Path) -> None:
+    """With warnings as errors: a transport that its loop has to close hangs the worker, until it is killed."""
+    node = NodeProcess(tmp_path, starts=False, drain="20s")
+    node.environment = {"PYTHONWARNINGS": "error"}
+    with node:
+        node.start()
+        node.signal(signal.SIGTERM)
+        assert node.wait(15) == 0
+        wait_for(lambda: not node.members(), "the end of all")
+    assert "transport" not in node.output().lower(), node.output()

@@ -215,9 +215,12 @@ class Worker:
         self._writer = writer
         current = self.runtime.snapshot
         version = current.version if current is not None else 0
-        self.report(messages.Hello(messages.PROTOCOL, __version__, self.options.index, os.getpid(), version))
-        while True:
-            self._told(wire.to_worker.decode(await wire.receive(reader)))
+        try:
+            self.report(messages.Hello(messages.PROTOCOL, __version__, self.options.index, os.getpid(), version))
+            while True:
+                self._told(wire.to_worker.decode(await wire.receive(reader)))
+        finally:
+            writer.close()  # before the loop is
 
     def _told(self, message: ToWorker) -> None:
         match message:
