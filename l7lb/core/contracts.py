@@ -276,6 +276,11 @@ class Stickiness(ABC):
         """The server's answer set these cookies (learned cookies are taken from them)."""
 
     @property
+    def remembers(self) -> bool:
+        """Whether ``chosen`` wants to be called for the server that ``find`` named, too: to keep an entry fresh."""
+        return True
+
+    @property
     @abstractmethod
     def learns(self) -> bool:
         """Whether ``answered`` wants to be called."""

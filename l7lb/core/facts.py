@@ -14,7 +14,7 @@ from mypy_extensions import mypyc_attr
 NOTHING: Final[Sequence[bytes]] = ()
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True, acyclic=True)
 class Facts:
     """The facts that every protocol has; a protocol's own facts are attributes of its subclass.
 

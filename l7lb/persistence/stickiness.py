@@ -198,6 +198,10 @@ class OneCookie(Stickiness):
         """Servers don't set this cookie."""
 
     @property
+    def remembers(self) -> bool:
+        return False
+
+    @property
     def learns(self) -> bool:
         return False
 

@@ -231,7 +231,8 @@ class Dispatcher:
         sticky = ticket.runtime.stickiness
         if sticky is not None:
             ticket.learns = sticky.learns
-            ticket.set_cookie = sticky.chosen(ticket.facts, ticket.server.name, now)
+            if not ticket.sticky or sticky.remembers:
+                ticket.set_cookie = sticky.chosen(ticket.facts, ticket.server.name, now)
             if ticket.sticky:
                 ticket.server.tally.sticky += 1
         return connection.session.connected(ticket, now)

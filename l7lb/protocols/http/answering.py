@@ -94,7 +94,7 @@ class HttpAnswering(HttpEnding):
         elif length == UNTIL_CLOSE:
             exchange.reader = CloseReader()
         close = self._must_close(exchange)
-        date = b"" if response.dated else self.shared.dates.field(now)
+        date = b"" if response.dated else self.shared.dates.field(now)[:-2]
         head = response_head(exchange.request, response, assignment, close, self.shared.via, date)
         self.state = ANSWERING
         exchange.sent += len(head)

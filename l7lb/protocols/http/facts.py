@@ -27,11 +27,11 @@ QUOTED_PAIR: Final = re.compile(rb"\\(.)")
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 
-@mypyc_attr(free_list_len=1)
+@mypyc_attr(acyclic=True, free_list_len=1)
 class HttpFacts(Facts):
     """The facts of one request. ``query`` of the URL is looked at without its question mark."""
 
-    __slots__ = ("_cookie", "_cookies", "request")
+    __slots__ = ("request",)
 
     def __init__(self, listener: str, source: str, scheme: bytes, request: Request) -> None:
         self.protocol = "http"
@@ -42,8 +42,6 @@ class HttpFacts(Facts):
         self.path = request.path
         self.method = request.method
         self.request = request
-        self._cookie = b""  # the cookie asked for last, since persistence asks twice
-        self._cookies: Sequence[bytes] = NOTHING
 
     def header(self, name: bytes) -> Sequence[bytes]:
         request = self.request
@@ -58,10 +56,13 @@ class HttpFacts(Facts):
         return request.values(name)
 
     def cookie(self, name: bytes) -> Sequence[bytes]:
-        if name != self._cookie:
-            self._cookie = name
-            self._cookies = self._find_cookie(name)
-        return self._cookies
+        line = self.request.cookie_line
+        if line is None:
+            return self._find_cookie(name)
+        if name != line.asked:
+            line.found = self._find_cookie(name)
+            line.asked = name
+        return line.found
 
     def _find_cookie(self, name: bytes) -> Sequence[bytes]:
         cookies = self.request.cookies

@@ -18,8 +18,8 @@ from l7lb.protocols.http import syntax
 from l7lb.protocols.http.message import CHUNKED, Request, Response
 from l7lb.protocols.http.settings import FORWARDING
 
-VIA: Final = b"Via: 1.1 l7lb\r\n"
-VIA_10: Final = b"Via: 1.0 l7lb\r\n"  # the version in which the message came (RFC 9110 section 7.6.3)
+VIA: Final = b"Via: 1.1 l7lb"
+VIA_10: Final = b"Via: 1.0 l7lb"  # the version in which the message came (RFC 9110 section 7.6.3)
 OWN: Final = frozenset([b"cookie", b"forwarded", b"x-request-id", b"via"])  # fields that are written anew
 PRIVATE: Final = re.compile(rb"(?i)cache-control:.*\b(?:private|no-store)\b(?!=)")
 MAX_REQUEST_ID: Final = 128
@@ -80,15 +80,14 @@ def named(request: Request) -> bytes:
 class Origin:
     """What every request of one client connection says about where it came from: the fields that ``send`` names.
 
-    ``identify`` and ``via`` say whether X-Request-ID and Via are among them.
+    ``identify`` says whether X-Request-ID is among them.
     """
 
-    __slots__ = ("_block", "_named", "address", "host", "identify", "node", "port", "scheme", "send", "via")
+    __slots__ = ("_block", "_named", "address", "host", "identify", "node", "port", "scheme", "send")
 
     def __init__(self, peer: Peer, send: Collection[str] = FORWARDING) -> None:
         self.send = send
         self.identify = "x-request-id" in send
-        self.via = "via" in send
         self.address = peer.client.encode()
         self.scheme = b"https" if peer.tls else b"http"
         self.port = b"%d" % peer.local_port
@@ -107,16 +106,26 @@ class Origin:
         self._block = b""
 
     def fields(self, request: Request, trusted: bool) -> bytes:
-        """The forwarding fields of a request, complete lines."""
+        """The forwarding fields of a request and its Via, complete lines."""
         host = request.host_field or self.host
-        if trusted and request.forwarded is not None:
-            return self._lines(self._continued(request.forwarded, host))
+        if request.version != 11 or (trusted and request.forwarded is not None):
+            chains = self._continued(request.forwarded, host) if trusted and request.forwarded else self._fresh(host)
+            return self._lines(chains) + self._via(request.version)
         if host != self._named:
             self._named = host
-            own = self._own(host)
-            own[b"forwarded"] = self._element(host)
-            self._block = self._lines({name: [value] for name, value in own.items() if name.decode() in self.send})
+            self._block = self._lines(self._fresh(host)) + self._via(11)
         return self._block
+
+    def _via(self, version: int) -> bytes:
+        if "via" not in self.send:
+            return b""
+        return (VIA if version == 11 else VIA_10) + b"\r\n"
+
+    def _fresh(self, host: bytes) -> dict[bytes, list[bytes]]:
+        """What this hop says where nobody who is believed has said anything."""
+        own = self._own(host)
+        own[b"forwarded"] = self._element(host)
+        return {name: [value] for name, value in own.items() if name.decode() in self.send}
 
     def _own(self, host: bytes) -> dict[bytes, bytes]:
         return {
@@ -180,13 +189,11 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
         query = b"&" + query[1:] if len(query) > 1 else b""
     own = origin.fields(request, trusted)
     if origin.identify or request.identity:
-        own += b"X-Request-ID: %b\r\n" % named(request)
-    if origin.via:
-        own += VIA if request.version == 11 else VIA_10
-    if request.cookies:
-        own = b"Cookie: %b\r\n%b" % (request.cookies, own)
+        own = b"%bX-Request-ID: %b\r\n" % (own, named(request))
+    cookie = b"Cookie: %b\r\n" % request.cookies if request.cookies else b""
     if choice.edits_request:
-        lines, own = _request_changes(request, choice.route, own)
+        lines, own = _request_changes(request, choice.route, cookie + own)
+        cookie = b""
     fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
     if request.length:
         fields += (
@@ -200,12 +207,13 @@ def request_head(request: Request, choice: Choice, origin: Origin, trusted: bool
         fields += b"Content-Length: 0\r\n"
     if request.upgrade:
         fields += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade
-    return b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%b\r\n" % (
+    return b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%b%b%b\r\n" % (
         request.method,
         path,
         query,
         choice.host or request.host_field or origin.host,
         fields,
+        cookie,
         own,
     )
 
@@ -226,32 +234,34 @@ def response_head(
 
     ``via``: whether l7lb names itself in it; ``date``: the line for an answer that has none.
     """
-    lines = response.lines
-    if assignment.choice.edits_response:
-        lines = _response_changes(response, assignment.choice.route)
-    fields = b"\r\n".join(lines) + b"\r\n" if lines else b""
-    if date and not response.dated and not _rules_date(assignment.choice.route):
-        fields += date
+    choice = assignment.choice
+    # The answer's own list grows: nobody looks at it after this.
+    lines = _response_changes(response, choice.route) if choice.edits_response else response.lines
+    if date and not response.dated and not _rules_date(choice.route):
+        lines.append(date)
     if assignment.set_cookie:
-        fields += b"Set-Cookie: %b\r\n" % assignment.set_cookie
-        if not any(PRIVATE.match(line) for line in lines):
+        private = any(PRIVATE.match(line) for line in lines)
+        lines.append(b"Set-Cookie: %b" % assignment.set_cookie)
+        if not private:
             # A shared cache must not hand one user's cookie to another.
-            fields += b"Cache-Control: private\r\n"
+            lines.append(b"Cache-Control: private")
     length = response.length
     if length > 0 or (length == 0 and request.method != b"HEAD" and response.status not in (204, 304)):
-        fields += b"%b\r\n" % (response.length_line or b"Content-Length: %d" % length)
+        lines.append(response.length_line or b"Content-Length: %d" % length)
     elif length == CHUNKED and request.version == 11:
-        fields += b"Transfer-Encoding: chunked\r\n"
+        lines.append(b"Transfer-Encoding: chunked")
     if response.status == 426 and response.upgrade:
         # What it takes must be said (RFC 9110 section 15.5.22); elsewhere an offer of the server's would mislead.
-        fields += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % response.upgrade
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b" % response.upgrade)
     if close:
-        fields += b"Connection: close\r\n"
+        lines.append(b"Connection: close")
     elif request.version == 10:
-        fields += b"Connection: keep-alive\r\n"
+        lines.append(b"Connection: keep-alive")
     if via:
-        fields += VIA if response.version == 11 else VIA_10
-    return b"HTTP/1.1%b\r\n%b\r\n" % (response.start, fields)
+        lines.append(VIA if response.version == 11 else VIA_10)
+    if not lines:
+        return b"HTTP/1.1%b\r\n\r\n" % response.start
+    return b"HTTP/1.1%b\r\n%b\r\n\r\n" % (response.start, b"\r\n".join(lines))
 
 
 def _rules_date(route: Route) -> bool:

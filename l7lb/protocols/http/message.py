@@ -12,7 +12,7 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from l7lb.protocols.http import syntax
-from l7lb.protocols.http.syntax import FIELDS, OWS, SyntaxFault, read_field
+from l7lb.protocols.http.syntax import FIELDS, OWS, Field, SyntaxFault, read_field
 from l7lb.protocols.http.target import normal_host, split_target
 
 CHUNKED: Final = -1  # a body's length where it is not known beforehand
@@ -38,6 +38,7 @@ class Request:
 
     __slots__ = (
         "close",
+        "cookie_line",
         "cookies",
         "expects",
         "forwarded",
@@ -71,6 +72,7 @@ class Request:
         self.expects = False
         self.upgrade = b""
         self.cookies = b""
+        self.cookie_line: Field | None = None  # where all cookies stand in one line
         self.request_id = b""
         self.identity = b""
         self.forwarded: list[tuple[bytes, bytes]] | None = None
@@ -121,6 +123,7 @@ def read_request(head: bytes, fields: int) -> Request:
             hosts += 1
             request.host_field = field.value
         elif code == syntax.COOKIE:
+            request.cookie_line = None if request.cookies else field
             request.cookies = request.cookies + b"; " + field.value if request.cookies else field.value
         elif code == syntax.CONTENT_LENGTH:
             if length:
@@ -252,6 +255,7 @@ def _settle_connection(request: Request, listed: list[bytes] | None) -> None:
         request.lines = [line for _, line in kept]
     if b"cookie" in listed:
         request.cookies = b""
+        request.cookie_line = None
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
@@ -321,7 +325,8 @@ def read_response(head: bytes, fields: int, method: bytes) -> Response:
         elif code == syntax.TRANSFER_ENCODING:
             coding = coding + b"," + field.value
         elif code == syntax.CONNECTION:
-            listed = field.tokens if listed is None else listed + field.tokens
+            if response.version == 10 or not field.persists:
+                listed = field.tokens if listed is None else listed + field.tokens
         elif code == syntax.UPGRADE:
             response.upgrade = field.value
         elif code != syntax.HOP_BY_HOP:

@@ -8,7 +8,10 @@ space around a name, one Content-Length of digits, never beside Transfer-Encodin
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
+
+from mypy_extensions import mypyc_attr
 
 from l7lb.core.errors import L7lbError
 
@@ -140,13 +143,16 @@ def find_end(buffer: bytes, limit: int, searched: int = 0) -> int:
     return -1
 
 
+@mypyc_attr(acyclic=True)
 class Field:
     """A header line that has been read: its name in lower case, its code, its value, and how it is sent on.
 
-    ``number`` is a Content-Length's, ``tokens`` a Connection's elements in lower case.
+    ``number`` is a Content-Length's, ``tokens`` a Connection's elements in lower case; ``persists``: it says nothing
+    that HTTP/1.1 does not say by itself. ``asked`` is the cookie that was last looked for in a Cookie line, ``found``
+    its values.
     """
 
-    __slots__ = ("code", "line", "name", "number", "tokens", "value")
+    __slots__ = ("asked", "code", "found", "line", "name", "number", "persists", "tokens", "value")
 
     def __init__(self, name: bytes, code: int, value: bytes, line: bytes) -> None:
         self.name = name
@@ -155,6 +161,9 @@ class Field:
         self.line = line
         self.number = content_length(value) if code == CONTENT_LENGTH else -1
         self.tokens = tokens(value) if code == CONNECTION else []
+        self.persists = self.tokens == [b"keep-alive"]
+        self.asked = b""
+        self.found: Sequence[bytes] = ()
 
 
 FIELDS: Final[dict[bytes, Field]] = {}  # those read last, by their line
