@@ -192,6 +192,7 @@ def schema() -> None:
 @click.argument("protocol")
 @click.argument("request", nargs=-1)
 @click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header; repeatable.")
+@click.option("--alpn", multiple=True, metavar="NAME", help="A protocol that a TLS client offers; repeatable.")
 @click.option("--source", default="127.0.0.1", show_default=True, metavar="IP", help="The client's address.")
 @click.option("--listener", default="", metavar="NAME", help="Which listener. [default: the only one of the protocol]")
 @admin_options
@@ -200,6 +201,7 @@ def explain(
     protocol: str,
     request: tuple[str, ...],
     headers: tuple[str, ...],
+    alpn: tuple[str, ...],
     source: str,
     listener: str,
     admin: Path | None,
@@ -208,22 +210,29 @@ def explain(
 ) -> None:
     """Say where a request goes, and why, rule by rule.
 
-    For example: l7lb explain http GET http://example.org/x -H 'cookie: beta=yes'
+    \b
+    l7lb explain http GET http://example.org/x -H 'cookie: beta=yes'
+    l7lb explain tls-passthrough bank.example.com --alpn h2
+    l7lb explain tcp 192.0.2.1
 
     With --admin as the running node sees its servers now, else as they are configured.
     """
-    if protocol != "http":
-        raise click.UsageError(f"{protocol} can't be explained: http can")
-    if len(request) != 2:
-        raise click.UsageError("explain http takes a method and a URL, such as: explain http GET http://example.org/")
-    question: dict[str, Any] = {
-        "protocol": protocol,
-        "method": request[0],
-        "url": request[1],
-        "headers": [_header(text) for text in headers],
-        "source": source,
-        "listener": listener,
-    }
+    question: dict[str, Any] = {"protocol": protocol, "source": source, "listener": listener}
+    if protocol == "http":
+        if len(request) != 2:
+            text = "explain http takes a method and a URL, such as: explain http GET http://example.org/"
+            raise click.UsageError(text)
+        question |= {"method": request[0], "url": request[1], "headers": [_header(text) for text in headers]}
+    elif protocol == "tls-passthrough":
+        if len(request) > 1:
+            raise click.UsageError("explain tls-passthrough takes the name that is asked for, or none")
+        question |= {"sni": request[0] if request else "", "alpn": list(alpn)}
+    elif protocol == "tcp":
+        if len(request) > 1:
+            raise click.UsageError("explain tcp takes the client's address, such as: explain tcp 192.0.2.1")
+        question["source"] = request[0] if request else source
+    else:
+        raise click.UsageError(f"{protocol} can't be explained: http, tls-passthrough and tcp can")
     if admin is not None:
         show(client(admin, config).post("explain", **question), as_json, "explained")
         return

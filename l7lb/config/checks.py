@@ -131,6 +131,26 @@ def _size(reading: Reading) -> None:
         reading.problem(("pools",), message, key=True)
 
 
+def check_shown(configuration: Configuration, reading: Reading) -> None:
+    """Persistence keys and hashes by what none of the pool's protocols shows."""
+    for name, pool in configuration.pools.items():
+        listeners = [listener for listener in configuration.listeners if name in listener.pools()]
+        if not listeners:
+            continue
+        shown = {word for listener in listeners for word in listener.shows}
+        kinds = sorted({listener.kind for listener in listeners})
+        who = f"{kinds[0]}, the protocol of this pool," if len(kinds) == 1 else f"none of {', '.join(kinds)}"
+        for key in pool.keys_in_order():
+            kind = str(key.compiled().__struct_config__.tag)
+            if kind not in shown:
+                place = key.place or ("pools", name, "persistence")
+                reading.problem(place, f"{who} shows {'no' if len(kinds) == 1 else 'a'} {kind}: use source")
+        fact = pool.balance.compiled().hash_on
+        if fact is not None and fact.kind not in shown:
+            message = f"{who} shows {'no' if len(kinds) == 1 else 'a'} {fact.kind}: hash something else, such as source"
+            reading.problem(("pools", name, "balance"), message)
+
+
 def check_unused(configuration: Configuration, reading: Reading) -> None:
     """Pools that no rule leads to, and checks whose protocol is therefore unknown."""
     used = {name for listener in configuration.listeners for name in listener.pools()}

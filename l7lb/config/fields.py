@@ -143,6 +143,12 @@ def _method(value: str) -> str:
     return value
 
 
+def _alpn(value: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", value) or len(value) > 255 or "," in value:
+        raise ValueError(f"{quoted(value)} is not the name of a protocol, such as h2 or http/1.1")
+    return value
+
+
 def _path(value: str) -> str:
     if not value or not value.isprintable():
         raise ValueError(f"{quoted(value)} is not a file's path")
@@ -187,6 +193,7 @@ HeaderValue = Annotated[str, _checked(header_value)]
 SettableHeader = Annotated[str, _checked(settable_header)]
 CookieName = Annotated[str, _checked(_cookie_name)]
 CookieAttribute = Annotated[str, _checked(_cookie_attribute)]
+AlpnName = Annotated[str, _checked(_alpn)]
 HostGlob = Annotated[str, _glob(check_host)]
 PathGlob = Annotated[str, _glob(check_path)]
 ValueGlob = Annotated[str, _checked(_value_glob)]

@@ -12,6 +12,7 @@ from l7lb.config.fields import Bind, Name, Source
 from l7lb.config.routes import Route
 from l7lb.config.section import Reading, Section
 from l7lb.config.units import Duration, Size, within
+from l7lb.config.wording import listing
 from l7lb.core import snapshot
 
 
@@ -39,11 +40,36 @@ class ProxyProtocol(Section):
         return snapshot.ProxyProtocol(tuple(self.sources), self.header_bytes)
 
 
+class ListenerLimits(Section):
+    """How many clients may come; each protocol adds its own."""
+
+    connections: int = Field(
+        default=20_000,
+        ge=1,
+        le=1_000_000,
+        description="Clients at the same time, of the whole node; more wait in the backlog.",
+    )
+    backlog: int = Field(
+        default=4096, ge=1, le=65535, description="Connections that the kernel holds until they are accepted."
+    )
+
+
+class TunnelTimeouts(ListenerTimeouts):
+    """How long a client may take whose connection is passed through."""
+
+    tunnel: Duration = Field(default=3600.0, description="Without a byte in either direction.")
+
+
 class Listener(Section):
     """A place where clients come in."""
 
     kind: ClassVar[str]  # the protocol's name
     client_first: ClassVar[bool] = True  # whether it is the client who speaks first
+    # What rules of this protocol can see, what they can't do, and why, as the end of a sentence.
+    conditions: ClassVar[tuple[str, ...]] = ()
+    impossible: ClassVar[tuple[str, ...]] = ()
+    because: ClassVar[str] = ""
+    shows: ClassVar[tuple[str, ...]] = ("source",)  # persistence keys and facts to hash that its connections have
 
     name: Name = Field(description="The listener's name, once in the file.")
     protocol: Name = Field(description="What clients speak there.")
@@ -65,6 +91,20 @@ class Listener(Section):
             if not address.path and address.port == 0:
                 message = "port 0 lets the kernel choose, another one for each worker: good for tests only"
                 reading.warning((*self.place, "bind", number), message)
+        for route in self.routes:
+            self._check_route(route, reading)
+
+    def _check_route(self, route: Route, reading: Reading) -> None:
+        """Report what this protocol's rules can't match or do."""
+        for place in route.match.given() if route.match else ():
+            if place[-1] not in self.conditions:
+                seen = listing(self.conditions)
+                message = f"a rule for {self.kind} can't see this{self.because}; it sees {seen}"
+                reading.problem((*route.place, "match", *place), message, key=True)
+        for name in self.impossible:
+            if getattr(route, name):
+                message = f"a rule for {self.kind} can't do this{self.because}; it has pool or split"
+                reading.problem((*route.place, name), message, key=True)
 
     def compiled(self, reading: Reading) -> snapshot.Listener:
         """The listener for the data path; each protocol's model adds its settings to what is :meth:`common`."""

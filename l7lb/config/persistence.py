@@ -119,11 +119,20 @@ class SourceKey(Key):
         return snapshot.SourceKey(self.expire, self.prefix4, self.prefix6)
 
 
-class Persistence(Shorthand):
-    """One key; ``source`` alone, as a word, stands for ``{source: {}}``."""
+class TlsSessionKey(Key):
+    """The TLS session that a client resumes keeps the server that issued it."""
 
-    WORDS: ClassVar[tuple[str, ...]] = ("source",)
-    KINDS: ClassVar[tuple[str, ...]] = ("cookie", "application_cookie", "header", "source")
+    expire: Duration = Field(default=1800.0, description="Forgotten when it was not used for so long.")
+
+    def compiled(self) -> snapshot.TlsSessionKey:
+        return snapshot.TlsSessionKey(self.expire)
+
+
+class Persistence(Shorthand):
+    """One key; ``source`` or ``tls_session`` alone, as a word, stands for ``{source: {}}`` ..."""
+
+    WORDS: ClassVar[tuple[str, ...]] = ("source", "tls_session")
+    KINDS: ClassVar[tuple[str, ...]] = ("cookie", "application_cookie", "header", "tls_session", "source")
 
     cookie: CookieKey | None = Field(
         default=None, description="A cookie that l7lb sets, which names the server opaquely."
@@ -132,6 +141,10 @@ class Persistence(Shorthand):
         default=None, description="A cookie that the application sets; l7lb learns which server did."
     )
     header: HeaderKey | None = Field(default=None, description="A header of the request.")
+    tls_session: TlsSessionKey | None = Field(
+        default=None,
+        description="The session that a client of TLS 1.2 resumes, where TLS is passed through; TLS 1.3 hides it.",
+    )
     source: SourceKey | None = Field(default=None, description="The client's address.")
 
     @classmethod
@@ -152,7 +165,7 @@ class Persistence(Shorthand):
     def chain(self) -> list[Key]:
         """The key and those that come after it."""
         if self.word:
-            return [SourceKey()]
+            return [SourceKey() if self.word == "source" else TlsSessionKey()]
         keys = [key for kind in self.KINDS if isinstance(key := getattr(self, kind), Key)]
         return keys + (keys[0].then.chain() if keys and keys[0].then else [])
 
@@ -172,5 +185,5 @@ def check_order(keys: list[Key], place: Path, reading: Reading) -> None:
 
 PersistenceKeys = OneOrMore[Persistence]
 
-for _model in (CookieKey, ApplicationCookieKey, HeaderKey, SourceKey):
+for _model in (CookieKey, ApplicationCookieKey, HeaderKey, TlsSessionKey, SourceKey):
     _model.model_rebuild()

@@ -18,7 +18,7 @@ from l7lb.core import snapshot
 from l7lb.routing.balance import ALGORITHMS
 
 WORD_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "hash")
-PLAIN_FACTS = ("path", "source", "host", "url")
+PLAIN_FACTS = ("path", "source", "host", "url", "sni", "alpn")
 NAMED_FACTS = ("header", "cookie", "query")
 OUTCOMES = ("connect-failure", "reset-before-response", "response-timeout")
 

@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from l7lb.config.document import Path
 from l7lb.config.fields import (
     DISTINCT,
+    AlpnName,
     CookieName,
     HeaderName,
     HeaderValue,
@@ -33,6 +35,16 @@ LONGEST_BODY = 64 * 1024
 REDIRECTIONS = (301, 302, 303, 307, 308)
 ACTIONS = ("pool", "split", "respond", "redirect")
 WITHOUT_BODY = (204, 205, 304)
+# What a rule can do with requests of HTTP only.
+HTTP_ONLY = (
+    "respond",
+    "redirect",
+    "rewrite",
+    "set_headers",
+    "remove_headers",
+    "set_response_headers",
+    "remove_response_headers",
+)
 
 ValueGlobs = OneOrMore[ValueGlob]
 
@@ -101,6 +113,12 @@ class Match(Section):
     query: dict[str, ValueGlobs] | None = Field(
         default=None, description="Parameters of the URL's query and globs of their decoded values."
     )
+    sni: OneOrMore[HostGlob] | None = Field(
+        default=None, description='Globs of the name that a client asks for in TLS. "*" alone: it asks for one.'
+    )
+    alpn: OneOrMore[AlpnName] | None = Field(
+        default=None, description="Protocols, such as h2, of which a client offers one in TLS."
+    )
     source: OneOrMore[Source] | None = Field(default=None, description="Networks or addresses that the client is in.")
     not_: Match | None = Field(default=None, alias="not", description="Conditions that must not hold all together.")
 
@@ -111,6 +129,11 @@ class Match(Section):
             if getattr(self, name) == {}:
                 self.complain(reading, "is empty: give a name and its value", name)
 
+    def given(self) -> list[Path]:
+        """The places of its conditions, those below ``not`` included, in this section."""
+        found: list[Path] = [(name,) for name in type(self).model_fields if name != "not_" and getattr(self, name)]
+        return found + [("not", *place) for place in (self.not_.given() if self.not_ else ())]
+
     def compiled(self) -> snapshot.Match:
         return snapshot.Match(
             host=tuple(self.host or ()),
@@ -120,6 +143,8 @@ class Match(Section):
             header=_pairs(self.header),
             cookie=_pairs(self.cookie),
             query=_pairs(self.query),
+            sni=tuple(self.sni or ()),
+            alpn=tuple(self.alpn or ()),
             source=tuple(self.source or ()),
             not_=self.not_.compiled() if self.not_ else None,
         )

@@ -14,7 +14,7 @@ import msgspec
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.core.contracts import Choice, Explanation
-from l7lb.core.errors import L7lbError, UnknownName
+from l7lb.core.errors import Failure, L7lbError, UnknownName
 from l7lb.core.facts import Facts
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Listener, Pool, Redirect, Respond, Snapshot
@@ -29,12 +29,17 @@ HEADERS = 100
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
-    """A request to explain; ``headers`` are pairs of name and value, ``listener`` "" means the only one there is."""
+    """A request to explain; ``headers`` are pairs of name and value, ``listener`` "" means the only one there is.
+
+    ``sni`` and ``alpn`` are what a client of tls-passthrough shows.
+    """
 
     protocol: str
     method: str = "GET"
     url: str = "/"
     headers: list[tuple[str, str]] = []
+    sni: str = ""
+    alpn: list[str] = []
     source: str = "127.0.0.1"
     listener: str = ""
 
@@ -62,14 +67,9 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     choice = router.route(facts)
     explained = Explained(
         listener=listener.name,
-        facts={
-            "source": facts.source,
-            "host": facts.host.decode("latin-1"),
-            "path": facts.path.decode("latin-1"),
-            "method": facts.method.decode("latin-1"),
-        },
+        facts=_shown(question.protocol, facts),
         rules=rules,
-        outcome="no rule matches: 404",
+        outcome=f"no rule matches: {_refusal(question.protocol, facts, Failure.NO_ROUTE)}",
     )
     if choice is None:
         return explained
@@ -81,7 +81,8 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     server, explained.why, explained.servers = choose_server(pool, facts, snapshot, node)
     explained.outcome = f"to pool {pool.name}"
     if server is None:
-        explained.outcome += ", which has no server for it: 503"
+        refusal = _refusal(question.protocol, facts, Failure.NO_SERVER)
+        explained.outcome += f", which has no server for it: {refusal}"
     else:
         explained.server, explained.address = server.name, str(server.config.address)
         explained.outcome += f", server {server.name} at {explained.address}"
@@ -103,8 +104,17 @@ def choose_listener(snapshot: Snapshot, protocol: str, name: str) -> Listener:
 
 def facts_of(listener: Listener, question: Question) -> Facts:
     """The facts that the proxy would have. Raises L7lbError."""
+    if question.protocol == "tcp":
+        return Facts("tcp", listener.name, question.source)
+    if question.protocol == "tls-passthrough":
+        from l7lb.protocols.tls.facts import explain_tls
+
+        try:
+            return explain_tls(listener, question.sni, question.alpn, question.source)
+        except ValueError as problem:
+            raise L7lbError(str(problem)) from None
     if question.protocol != "http":
-        raise UnknownName(f"no protocol {question.protocol} to explain: known: http")
+        raise UnknownName(f"no protocol {question.protocol} to explain: known: http, tls-passthrough, tcp")
     if len(question.headers) > HEADERS:
         raise L7lbError(f"{len(question.headers)} headers are more than {HEADERS}")
     texts = [question.method, question.url, *(text for header in question.headers for text in header)]
@@ -117,6 +127,29 @@ def facts_of(listener: Listener, question: Question) -> Facts:
         return explain_facts(listener, question.method, question.url, question.headers, question.source)
     except SyntaxFault as fault:
         raise L7lbError(f"the listener answers this request itself: {fault.status}, {fault.reason}") from None
+
+
+def _shown(protocol: str, facts: Facts) -> dict[str, str]:
+    """The facts that rules of this protocol can see, as an operator reads them."""
+    shown = {"source": facts.source}
+    if protocol == "tls-passthrough":
+        shown |= {"sni": facts.host.decode("latin-1"), "alpn": b", ".join(facts.alpn()).decode("latin-1")}
+    elif protocol != "tcp":
+        for name, value in (("host", facts.host), ("path", facts.path), ("method", facts.method)):
+            shown[name] = value.decode("latin-1")
+    return shown
+
+
+def _refusal(protocol: str, facts: Facts, failure: Failure) -> str:
+    """What the client is told where there is no server for it."""
+    if protocol == "tcp":
+        return "a reset"
+    if protocol == "tls-passthrough":
+        from l7lb.protocols.tls import alerts
+
+        code = alerts.no_server(failure, bool(facts.host), tls13=True)
+        return f"the alert {alerts.NAMES[code]} ({code})"
+    return "404" if failure is Failure.NO_ROUTE else "503"
 
 
 def choose_server(

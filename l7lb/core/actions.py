@@ -80,13 +80,16 @@ class Release(Action):
     """The session needs its server no longer; the connection is kept for others, or closed.
 
     ``failure`` is what the server did wrong, for passive health; ``latency`` the seconds to its answer, negative
-    where it gave none.
+    where it gave none. ``abort`` resets the connection, so that the server does not take this for a regular end.
     """
 
-    __slots__ = ("failure", "latency", "reusable")
+    __slots__ = ("abort", "failure", "latency", "reusable")
 
-    def __init__(self, reusable: bool, failure: Failure | None = None, latency: float = -1.0) -> None:
+    def __init__(
+        self, reusable: bool, failure: Failure | None = None, latency: float = -1.0, abort: bool = False
+    ) -> None:
         self.reusable = reusable
+        self.abort = abort
         self.failure = failure
         self.latency = latency
 
@@ -107,7 +110,10 @@ class Splice(Action):
 
 @mypyc_attr(acyclic=True)
 class Tunnel(Action):
-    """From here on both directions are copied until both end; ``idle`` seconds without a byte end it."""
+    """From here on both directions are copied until both end; ``idle`` seconds without a byte end it.
+
+    When both have ended, ``ended`` is told of the side that ended first.
+    """
 
     __slots__ = ("idle",)
 
@@ -162,6 +168,31 @@ class Learn(Action):
 
     def __init__(self, set_cookies: list[bytes]) -> None:
         self.set_cookies = set_cookies
+
+
+@mypyc_attr(acyclic=True)
+class LearnSessions(Action):
+    """The server issued these TLS sessions (identifiers, tickets), and a persistence key learns from them."""
+
+    __slots__ = ("sessions",)
+
+    def __init__(self, sessions: list[bytes]) -> None:
+        self.sessions = sessions
+
+
+@mypyc_attr(acyclic=True)
+class Refused(Action):
+    """What a client said first can't be taken: counted by stage and reason, and told of once a second at most.
+
+    ``stage`` and ``reason`` are names of :mod:`l7lb.proxy.counts`; ``detail`` is what an operator should read.
+    """
+
+    __slots__ = ("detail", "reason", "stage")
+
+    def __init__(self, stage: str, reason: str, detail: str) -> None:
+        self.stage = stage
+        self.reason = reason
+        self.detail = detail
 
 
 @mypyc_attr(acyclic=True)

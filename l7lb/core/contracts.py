@@ -72,7 +72,7 @@ class Assignment:
         self.attempt = 0  # 0 for the first
         self.sticky = ""  # the persistence key that chose the server
         self.set_cookie = b""  # a Set-Cookie value that the answer must carry
-        self.learns = False  # whether the cookies that the answer sets are wanted
+        self.learns = False  # whether the cookies or TLS sessions that the server issues are wanted
         self.queue_time = 0.0
         self.connect_time = 0.0
 
@@ -275,6 +275,9 @@ class Stickiness(ABC):
     def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
         """The server's answer set these cookies (learned cookies are taken from them)."""
 
+    def issued(self, sessions: Sequence[bytes], server: str, now: float) -> None:
+        """The server issued these TLS sessions."""
+
     @property
     def remembers(self) -> bool:
         """Whether ``chosen`` wants to be called for the server that ``find`` named, too: to keep an entry fresh."""
@@ -283,7 +286,7 @@ class Stickiness(ABC):
     @property
     @abstractmethod
     def learns(self) -> bool:
-        """Whether ``answered`` wants to be called."""
+        """Whether ``answered`` and ``issued`` want to be called."""
 
 
 @dataclass

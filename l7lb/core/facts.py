@@ -46,6 +46,14 @@ class Facts:
         """The percent-decoded values of a query parameter of that exact name."""
         return NOTHING
 
+    def alpn(self) -> Sequence[bytes]:
+        """The protocols that a TLS client offers, in its order; for TLS that is passed through."""
+        return NOTHING
+
+    def tls_sessions(self) -> Sequence[bytes]:
+        """What a TLS client shows of an earlier session: its ticket, its identifier."""
+        return NOTHING
+
     def text(self, kind: str, name: str) -> bytes | None:
         """One fact by its name in the configuration (``path``, ``header`` with a name, ...), for hashing.
 

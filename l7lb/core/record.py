@@ -10,7 +10,7 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
 
     ``ended`` says who ended it and where: ``ok``, or a failure's label and the phase it happened in, such as
     ``server-timeout@response-header``. The phases are request-header, request-body, queue, connect,
-    response-header, response-body, tunnel.
+    response-header, response-body, client-hello, tunnel.
     """
 
     time: str  # RFC 3339, UTC
@@ -20,6 +20,8 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     request_id: str = ""
     method: str = ""
     scheme: str = ""
+    sni: str = ""
+    alpn: str = ""  # what a client offers whose TLS is passed through, with commas
     host: str = ""
     path: str = ""
     version: str = ""
@@ -30,6 +32,7 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     sticky: str = ""  # which persistence key chose the server, or "" where the balancer did
     retries: int = 0
     ended: str = "ok"
+    closed_by: str = ""  # of a tunnel: client or server, whoever ended it first
     received: int = 0  # bytes from the client
     sent: int = 0  # bytes to the client
     request_ms: float = -1.0  # first byte of the request to its end of header

@@ -41,8 +41,8 @@ class FactName(msgspec.Struct, frozen=True):
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """A rule's conditions. All that are set must hold; each is a tuple of which any one suffices.
 
-    ``host``, ``path`` and the values are globs (``*`` matches any run of characters); ``source`` holds networks;
-    ``not_`` must not match.
+    ``host``, ``sni``, ``path`` and the values are globs (``*`` matches any run of characters); ``source`` holds
+    networks; ``not_`` must not match.
     """
 
     host: tuple[str, ...] = ()
@@ -52,6 +52,8 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     header: tuple[tuple[str, tuple[str, ...]], ...] = ()
     cookie: tuple[tuple[str, tuple[str, ...]], ...] = ()
     query: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    sni: tuple[str, ...] = ()
+    alpn: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
     not_: Match | None = None
 
@@ -200,7 +202,13 @@ class SourceKey(msgspec.Struct, frozen=True, tag="source"):
     prefix6: int = 64
 
 
-PersistenceKey = InsertedCookie | LearnedCookie | HeaderKey | SourceKey
+class TlsSessionKey(msgspec.Struct, frozen=True, tag="tls_session"):
+    """The TLS session that a client resumes keeps the server that issued it. ``expire`` counts from the last use."""
+
+    expire: float = 1800.0
+
+
+PersistenceKey = InsertedCookie | LearnedCookie | HeaderKey | SourceKey | TlsSessionKey
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

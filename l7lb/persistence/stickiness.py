@@ -6,7 +6,7 @@ server under every key that the request carries, with one restriction: the first
 another server at once, later ones only while no key before them is there. Many users behind one address, each with a
 cookie, would otherwise move the address from server to server with every request.
 
-Tables hold no secrets: values of cookies and headers are kept as a digest.
+Tables hold no secrets: values of cookies and headers, and TLS sessions, are kept as a digest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from hashlib import blake2b
 
 from l7lb.core.contracts import Stickiness
 from l7lb.core.facts import Facts
-from l7lb.core.snapshot import HeaderKey, InsertedCookie, LearnedCookie, PersistenceKey, Pool, SourceKey
+from l7lb.core.snapshot import (
+    HeaderKey,
+    InsertedCookie,
+    LearnedCookie,
+    PersistenceKey,
+    Pool,
+    SourceKey,
+    TlsSessionKey,
+)
 from l7lb.persistence.setcookie import parse_set_cookie, unquoted
 from l7lb.persistence.table import Table
 from l7lb.persistence.tables import Tables
@@ -53,6 +61,9 @@ class Key(ABC):
 
     def answered(self, set_cookies: Sequence[bytes], server: str, now: float) -> None:
         """The server's answer set these cookies."""
+
+    def issued(self, sessions: Sequence[bytes], server: str, now: float) -> None:
+        """The server issued these TLS sessions."""
 
 
 class InsertedCookieKey(Key):
@@ -182,6 +193,34 @@ class SourceAddressKey(TableKey):
         return address_key(facts.source, self._prefix4, self._prefix6)
 
 
+class IssuedSessionKey(TableKey):
+    """A TLS session, learned from the server that issued it: its identifier (RFC 5246) or its ticket (RFC 5077).
+
+    What a client makes up is not learned, as a TLS 1.3 client makes up an identifier for every connection.
+    """
+
+    def __init__(self, pool: Pool, config: TlsSessionKey, table: Table) -> None:
+        super().__init__(pool, "tls_session", table)
+
+    def find(self, facts: Facts, now: float) -> Offer | None:
+        for value in facts.tls_sessions():
+            offer = self._offers.get(self._table.get(session_digest(value), now))
+            if offer is not None:
+                return offer
+        return None
+
+    def key(self, facts: Facts, now: float) -> bytes | None:
+        for value in facts.tls_sessions():
+            key = session_digest(value)
+            if self._table.get(key, now) is not None:
+                return key
+        return None
+
+    def issued(self, sessions: Sequence[bytes], server: str, now: float) -> None:
+        for value in sessions:
+            self._table.put(session_digest(value), server, now)
+
+
 class OneCookie(Stickiness):
     """Nothing but an inserted cookie, as most pools have it: no table, nothing to learn."""
 
@@ -233,6 +272,10 @@ class Keys(Stickiness):
         for key in self._keys:
             key.answered(set_cookies, server, now)
 
+    def issued(self, sessions: Sequence[bytes], server: str, now: float) -> None:
+        for key in self._keys:
+            key.issued(sessions, server, now)
+
     @property
     def learns(self) -> bool:
         return self._learns
@@ -248,7 +291,7 @@ def make_stickiness(pool: Pool, tables: Tables, wall: Callable[[], float] = time
         return None
     if len(keys) == 1 and isinstance(keys[0], InsertedCookieKey):
         return OneCookie(keys[0])
-    return Keys(keys, any(isinstance(key, LearnedCookieKey) for key in keys))
+    return Keys(keys, any(isinstance(key, LearnedCookieKey | IssuedSessionKey) for key in keys))
 
 
 def _make_key(pool: Pool, config: PersistenceKey, tables: Tables, wall: Callable[[], float]) -> Key:
@@ -263,6 +306,8 @@ def _make_key(pool: Pool, config: PersistenceKey, tables: Tables, wall: Callable
             return HeaderValueKey(pool, config, table)
         case SourceKey():
             return SourceAddressKey(pool, config, tables.table(f"{pool.name}/source", config.expire))
+        case TlsSessionKey():
+            return IssuedSessionKey(pool, config, tables.table(f"{pool.name}/tls_session", config.expire))
 
 
 def token(key: str, pool: str, server: str) -> bytes:
@@ -298,6 +343,11 @@ def set_cookie(config: InsertedCookie, value: bytes, secure: bool) -> bytes:
 def digest(value: bytes) -> bytes:
     """What stands for a cookie's or header's value in a table."""
     return blake2b(value, digest_size=DIGEST, person=b"l7lb sticky").digest()
+
+
+def session_digest(value: bytes) -> bytes:
+    """What stands for a TLS session in a table. Nearly each is asked for once, so that none is remembered."""
+    return blake2b(value, digest_size=DIGEST, person=b"l7lb session").digest()
 
 
 @lru_cache(maxsize=1024)

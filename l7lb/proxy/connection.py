@@ -17,7 +17,9 @@ from l7lb.core.actions import (
     Close,
     Finished,
     Learn,
+    LearnSessions,
     NeedServer,
+    Refused,
     Release,
     Side,
     Splice,
@@ -321,6 +323,10 @@ class Connection(Endpoint):
                     self.listener.timers.arm(self, now + FLUSH_SECONDS)
         elif isinstance(action, Learn):
             self.dispatcher.learn(self, action.set_cookies, now)
+        elif isinstance(action, LearnSessions):
+            self.dispatcher.issued(self, action.sessions, now)
+        elif isinstance(action, Refused):
+            self.listener.refused(action, self)
         elif isinstance(action, Splice):
             self._pump(action.source, action.count, bulk=True)
         elif isinstance(action, Tunnel):
@@ -371,7 +377,7 @@ class Connection(Endpoint):
                 pass  # the other half will notice
             if not all(each.ended for each in self.pumps or ()):
                 return
-            side = SERVER
+            side = SERVER if pump.side is CLIENT else CLIENT  # that ended first
         if error or self.tunnel:
             self._stop_pumps()
         self._tell(ENDED, side, monotonic(), error=error)

@@ -84,6 +84,7 @@ class Dispatcher:
             return connection.session.failed(Failure.NO_SERVER, choice, now)
         connection.ticket = ticket
         ticket.careful = need.careful
+        ticket.fresh = need.fresh
         return self.proceed(ticket, need.fresh, now)
 
     def _rewrite(self, listener: ListenerState, choice: Choice, facts: Facts) -> None:
@@ -164,6 +165,7 @@ class Dispatcher:
     def _connect(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
         server = ticket.server
         idle = server.idle
+        fresh = fresh or ticket.fresh
         if server.config.send_proxy and not fresh:
             idle = ticket.connection.take_kept(server)
         while idle and not fresh:
@@ -261,6 +263,12 @@ class Dispatcher:
         if ticket is not None and ticket.runtime.stickiness is not None:
             ticket.runtime.stickiness.answered(set_cookies, ticket.server.name, now)
 
+    def issued(self, connection: Connection, sessions: list[bytes], now: float) -> None:
+        """The server issued these TLS sessions."""
+        ticket = connection.ticket
+        if ticket is not None and ticket.runtime.stickiness is not None:
+            ticket.runtime.stickiness.issued(sessions, ticket.server.name, now)
+
     # --- the end ----------------------------------------------------------------------------------------------
 
     def release(self, connection: Connection, release: Release, now: float) -> None:
@@ -275,7 +283,7 @@ class Dispatcher:
             return
         upstream = ticket.upstream
         if ticket.phase != HELD or upstream is None or not release.reusable:
-            self._drop(ticket, release.failure, release.latency)
+            self._drop(ticket, release.failure, release.latency, release.abort)
             return
         connection.upstream = None
         upstream.owner = None
@@ -298,13 +306,13 @@ class Dispatcher:
         current = self.pools.get(server.pool)
         return current is not None and current.state.by_name.get(server.name) is server
 
-    def _drop(self, ticket: Ticket, failure: Failure | None, latency: float = -1.0) -> None:
+    def _drop(self, ticket: Ticket, failure: Failure | None, latency: float = -1.0, abort: bool = False) -> None:
         """Close the ticket's connection, if any, and give its place back."""
         upstream = ticket.upstream
         held = ticket.phase in (NEW, CONNECTING, HELD)
         if upstream is not None:
             ticket.connection.upstream = None
-            upstream.close()
+            upstream.close(reset=abort)
             ticket.upstream = None
         if held:
             self._give_back(ticket, failure, latency)

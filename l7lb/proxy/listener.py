@@ -13,7 +13,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from l7lb.core.actions import Finished
+from l7lb.core.actions import Finished, Refused
 from l7lb.core.contracts import Peer, SessionFactory
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
@@ -23,7 +23,7 @@ from l7lb.proxy import counts as columns
 from l7lb.proxy.connection import Connection
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
-from l7lb.proxy.opening import Failures, Opening, StageMaker
+from l7lb.proxy.opening import Failures, Opening, OpeningFailed, StageMaker
 from l7lb.proxy.tickets import Ticket
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
@@ -134,6 +134,10 @@ class ListenerState:
             self._count_failure(action.failure)
         if self.record is not None:
             self.record(action.subject.record(action.ended, action.elapsed))
+
+    def refused(self, action: Refused, connection: Connection) -> None:
+        """Count a client whose first words can't be taken, as one whose opening failed."""
+        self.failures.count(action.stage, OpeningFailed(action.reason, action.detail), connection)
 
     def _count_failure(self, failure: Failure) -> None:
         if failure is Failure.CLIENT_CLOSED:

@@ -45,6 +45,7 @@ class Ticket(Assignment):
         "connection",
         "deadline",
         "facts",
+        "fresh",
         "phase",
         "pinned",
         "runtime",
@@ -70,5 +71,6 @@ class Ticket(Assignment):
         self.phase = NEW
         self.began = now
         self.deadline = 0.0
+        self.fresh = False  # take no kept connection, whichever server it comes to
         self.careful = False  # look at a kept connection before it is used
         self.pinned = False  # queued for exactly this server

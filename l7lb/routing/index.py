@@ -27,6 +27,7 @@ from l7lb.routing.matchers import (
     path_condition,
     regex_condition,
     remaining_conditions,
+    sni_condition,
 )
 
 MAX_PAIRS = 256  # of one rule's hosts and paths; beyond, its paths are checked and not indexed
@@ -194,12 +195,14 @@ def _entries(
     """A rule's places in the index: host glob, path glob (None: any), entry."""
     if match is None:
         return [(ANY, None, Entry(number, rule, (), ()))]
-    hosts = [host_glob(text) for text in match.host] or [ANY]
+    hosts = [host_glob(text) for text in match.host or match.sni] or [ANY]  # a listener's rules have one or the other
     paths: list[Glob | None] = [path_glob(text, exact_case) for text in match.path] or [None]
     fixed: tuple[Check, ...] = ()
     if len(hosts) * len(paths) > MAX_PAIRS and match.path:
         fixed = (path_condition(match.path, exact_case).holds,)
         paths = [None]
+    if match.sni:
+        fixed = (sni_condition(match.sni).holds,)  # "*" does not match a client that gives no name
     if match.path_regex:
         fixed = (*fixed, regex_condition(match.path_regex, exact_case).holds)
     checks = tuple(condition.holds for condition in remaining_conditions(match, exact_case))

@@ -128,6 +128,26 @@ def source_condition(texts: Sequence[str]) -> Condition:
     )
 
 
+def sni_condition(texts: Sequence[str]) -> Condition:
+    """The name that a TLS client asks for matches one of the globs; without a name none does."""
+    matches = any_of([host_glob(text) for text in texts])
+    return Condition(
+        lambda facts, _path: bool(facts.host) and matches(facts.host),
+        f"sni {_alternatives(texts)}",
+        lambda facts: f"the SNI is {show(facts.host)}" if facts.host else "there is no SNI",
+    )
+
+
+def alpn_condition(texts: Sequence[str]) -> Condition:
+    """A TLS client offers one of these protocols."""
+    names = frozenset(text.encode() for text in texts)
+    return Condition(
+        lambda facts, _path: not names.isdisjoint(facts.alpn()),
+        f"alpn {_alternatives(texts)}",
+        lambda facts: "the client offers " + (", ".join(show(name) for name in facts.alpn()[:5]) or "no protocol"),
+    )
+
+
 def values_condition(kind: str, name: str, texts: Sequence[str]) -> Condition:
     """One of the values of a header, cookie or query parameter matches one of the globs."""
     matches = any_of([value_glob(text) for text in texts])
@@ -174,6 +194,8 @@ def conditions_of(match: Match | None, exact_case: bool) -> list[Condition]:
     found: list[Condition] = []
     if match.host:
         found.append(host_condition(match.host))
+    if match.sni:
+        found.append(sni_condition(match.sni))
     if match.path:
         found.append(path_condition(match.path, exact_case))
     if match.path_regex:
@@ -185,8 +207,10 @@ def conditions_of(match: Match | None, exact_case: bool) -> list[Condition]:
 
 
 def remaining_conditions(match: Match, exact_case: bool) -> list[Condition]:
-    """All conditions but those on host, path and method."""
+    """All conditions but those on host or SNI, path and method."""
     found: list[Condition] = []
+    if match.alpn:
+        found.append(alpn_condition(match.alpn))
     if match.source:
         found.append(source_condition(match.source))
     found.extend(values_condition("header", name, values) for name, values in match.header)

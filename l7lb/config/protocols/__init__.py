@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from l7lb.config.listeners import Listener
 from l7lb.config.protocols.http import HttpListener
+from l7lb.config.protocols.tcp import TcpListener
+from l7lb.config.protocols.tls import TlsPassthroughListener
 
-LISTENERS: dict[str, type[Listener]] = {model.kind: model for model in (HttpListener,)}
+LISTENERS: dict[str, type[Listener]] = {
+    model.kind: model for model in (HttpListener, TlsPassthroughListener, TcpListener)
+}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from l7lb.config.fields import TOKEN, TrustedNetwork
-from l7lb.config.listeners import Listener, ListenerTimeouts
+from l7lb.config.listeners import Listener, ListenerLimits, ListenerTimeouts
 from l7lb.config.section import Reading, Section, seconds
 from l7lb.config.units import Duration, Size, within
 from l7lb.config.wording import describe, quoted, wrong
@@ -84,7 +84,7 @@ class Timeouts(ListenerTimeouts):
     tunnel: Duration = Field(default=3600.0, description="Without a byte in either direction, after an Upgrade.")
 
 
-class Limits(Section):
+class Limits(ListenerLimits):
     """How much a client may send, and how many may come."""
 
     header_bytes: Annotated[Size, within(256, 1024**2)] = Field(
@@ -95,21 +95,19 @@ class Limits(Section):
     pipeline_bytes: Annotated[Size, within(1024, 16 * 1024**2)] = Field(
         default=64 * 1024, description="Read ahead from a client that sends requests before it has the answers."
     )
-    connections: int = Field(
-        default=20_000,
-        ge=1,
-        le=1_000_000,
-        description="Clients at the same time, of the whole node; more wait in the backlog.",
-    )
-    backlog: int = Field(
-        default=4096, ge=1, le=65535, description="Connections that the kernel holds until they are accepted."
-    )
 
 
 class HttpListener(Listener):
     """Clients that speak HTTP/1.1 or HTTP/1.0."""
 
     kind: ClassVar[str] = "http"
+    conditions: ClassVar[tuple[str, ...]] = (
+        "host", "path", "path_regex", "method", "header", "cookie", "query", "source",
+    )  # fmt: skip
+    shows: ClassVar[tuple[str, ...]] = (
+        "cookie", "application_cookie", "header", "query", "path", "host", "url", "source",
+    )  # fmt: skip
+    because: ClassVar[str] = ", which belongs to TLS that is passed through"
 
     protocol: Literal["http"] = Field(description="What clients speak there.")
     forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on where a request comes from counts.")

@@ -84,6 +84,9 @@ class HttpMachine(HttpAnswering):
 
     def ended(self, side: Side, now: float, error: bool) -> list[Action]:
         exchange = self.exchange
+        if self.state == TUNNEL and exchange is not None and not error:  # both halves have ended
+            self.closing = True
+            return self._next(exchange, [self._finished(exchange, None, "ok", now), Release(False)], now)
         if side is CLIENT:
             if self.state == IDLE:
                 return self._quit()
@@ -100,8 +103,7 @@ class HttpMachine(HttpAnswering):
         if exchange is None or self.state not in (WAITING, ANSWERING, TUNNEL):
             return []
         if self.state == TUNNEL:
-            self.closing = True
-            return self._next(exchange, [self._finished(exchange, None, "ok", now), Release(False)], now)
+            return self._abandon(exchange, Failure.SERVER_CLOSED_INSIDE, now)
         if self.state == ANSWERING:
             if exchange.response is not None and exchange.response.length == UNTIL_CLOSE and not error:
                 return self._complete(exchange, now, [])

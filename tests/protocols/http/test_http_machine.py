@@ -125,11 +125,12 @@ TABLE = {
     },
     TUNNEL: {
         "bytes": (TUNNEL, []),
-        "end": (TUNNEL, []),
+        "end": (CLOSED, ["finished 101 ok", "release close", "close"]),  # both have ended, the client first
         "reset": (CLOSED, ["finished 101 client-closed@tunnel", "release close", "abort"]),
         "server bytes": (TUNNEL, []),
         "server end": (CLOSED, ["finished 101 ok", "release close", "close"]),
-        "server reset": (CLOSED, ["finished 101 ok", "release close", "close"]),
+        "server reset": (CLOSED, ["finished 101 server-closed-inside@tunnel",
+                                  "release close server-closed-inside", "abort"]),
         "time": (CLOSED, ["finished 101 client-timeout@tunnel", "release close", "abort"]),
         "drain": (TUNNEL, []),
     },

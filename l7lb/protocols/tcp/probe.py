@@ -1,0 +1,37 @@
+"""TCP's own health check: is a connection accepted, and not closed at once?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from l7lb.core.errors import ProbeFailed
+from l7lb.core.snapshot import Address
+
+SETTLE_SECONDS = 0.05  # a server without room accepts and closes: it is given so long to do that
+
+
+async def probe(address: Address, settings: dict[str, Any], timeout: float) -> str:  # noqa: ARG001
+    """Connect; raises ProbeFailed. What the server says first, if anything, is not judged."""
+    try:
+        async with asyncio.timeout(timeout):
+            if address.path:
+                reader, writer = await asyncio.open_unix_connection(address.path)
+            else:
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+    except TimeoutError:
+        raise ProbeFailed(f"no connection within {timeout:g} s") from None
+    except OSError as problem:
+        raise ProbeFailed(problem.strerror or str(problem)) from None
+    try:
+        async with asyncio.timeout(min(SETTLE_SECONDS, timeout)):
+            first = await reader.read(1)
+        if not first:
+            raise ProbeFailed("accepted, and closed at once")
+    except TimeoutError:
+        pass  # it waits for the client to speak
+    except OSError:
+        raise ProbeFailed("accepted, and reset at once") from None
+    finally:
+        writer.close()
+    return "connected"
