@@ -132,7 +132,9 @@ def _size(reading: Reading) -> None:
 
 
 def check_shown(configuration: Configuration, reading: Reading) -> None:
-    """Persistence keys and hashes by what none of the pool's protocols shows."""
+    """Persistence keys and hashes by what none of the pool's protocols shows; looked for once all else is right."""
+    if reading.problems:
+        return
     for name, pool in configuration.pools.items():
         listeners = [listener for listener in configuration.listeners if name in listener.pools()]
         if not listeners:

@@ -202,10 +202,10 @@ class IssuedSessionKey(TableKey):
     def __init__(self, pool: Pool, config: TlsSessionKey, table: Table) -> None:
         super().__init__(pool, "tls_session", table)
 
-    def find(self, facts: Facts, now: float) -> Offer | None:
+    def find(self, facts: Facts, now: float, without: Collection[str]) -> Offer | None:
         for value in facts.tls_sessions():
             offer = self._offers.get(self._table.get(session_digest(value), now))
-            if offer is not None:
+            if offer is not None and offer[0] not in without:
                 return offer
         return None
 

@@ -36,7 +36,7 @@ from l7lb.core.actions import (
     ToServer,
     Tunnel,
 )
-from l7lb.core.contracts import Assignment, Choice, Peer
+from l7lb.core.contracts import Assignment, Choice, Peer, Session
 from l7lb.core.errors import Failure, Owner
 from l7lb.core.facts import Facts
 from l7lb.core.record import AccessRecord
@@ -118,20 +118,18 @@ class Flow(Recorded):
         return record
 
 
-class TunnelMachine:
+class TunnelMachine(Session):
     """A client connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
 
-    __slots__ = ("buffer", "deadline", "flow", "peer", "shared", "state", "wants_client", "wants_server")
+    __slots__ = ("buffer", "flow", "peer", "shared", "state")
 
     def __init__(self, shared: Shared, facts: Facts, peer: Peer, now: float) -> None:
+        super().__init__()
         self.shared = shared
         self.peer = peer
         self.flow = Flow(facts, now)
         self.buffer = bytearray()
         self.state = OPENING
-        self.deadline = 0.0
-        self.wants_client = True
-        self.wants_server = True
 
     # --- what a protocol says in its own words ----------------------------------------------------------------
 

@@ -91,6 +91,9 @@ def sections() -> dict[str, str]:
             elif "properties" in each and id(each) not in seen:
                 seen.add(id(each))
                 if each["properties"]:
+                    protocol = deref(each["properties"].get("protocol", {}), root).get("const")
+                    if protocol:  # the listeners of each protocol have keys of their own
+                        path = f"{path.partition(' ')[0]} {protocol}"
                     tables[path] = "\n".join(rows(each, root))
                 for key, inner in each["properties"].items():
                     walk(f"{path}.{key}" if path else key, inner)

@@ -282,6 +282,54 @@ def test_a_file_without_pools() -> None:
     check(text, 'the pool "web" is not known: there are none')
 
 
+# Listeners that pass connections through, a line in front of the rules.
+STREAMS = [
+    ("tcp", "{match: {▸sni: a}, pool: a}", "a rule for tcp can't see this, since nothing of the connection is read"),
+    ("tcp", "{match: {not: {▸path: /}}, pool: a}", "a rule for tcp can't see this"),
+    (
+        "tls-passthrough",
+        "{match: {▸host: a}, pool: a}",
+        "can't see this, since what is inside TLS is not decrypted; it ",
+    ),
+    ("tls-passthrough", "{▸respond: {status: 403}}", "a rule for tls-passthrough can't do this"),
+    ("tls-passthrough", "{pool: a, ▸rewrite: {path: /}}", "can't do this, since what is inside TLS is not decrypted"),
+    ("tls-passthrough", "{pool: a, ▸set_headers: {x: a}}", "it has pool or split"),
+    ("tls-passthrough", "{match: {alpn: ▸'h 2'}, pool: a}", '"h 2" is not the name of a protocol, such as h2'),
+    ("http", "{match: {▸alpn: h2}, pool: a}", "a rule for http can't see this, which belongs to TLS that is passed"),
+]
+
+
+@pytest.mark.parametrize(("protocol", "route", "message"), STREAMS, ids=[f"{case[0]} {case[1]}" for case in STREAMS])
+def test_rules_of_connections_that_are_passed_through(protocol: str, route: str, message: str) -> None:
+    text = f"listeners: [{{name: a, protocol: {protocol}, bind: [':80'], routes: [{route}]}}]\n"
+    if "pool: a" in route:
+        text += "pools: {a: {servers: [{name: b, address: 'b:1'}]}}\n"
+    check(text, message)
+
+
+def test_the_longest_client_hello() -> None:
+    listener = "name: a, protocol: tls-passthrough, bind: [':80'], routes: [{pool: a}]"
+    pools = "pools: {a: {servers: [{name: b, address: 'b:1'}]}}\n"
+    text = f"listeners: [{{{listener}, limits: {{client_hello_bytes: ▸1MiB}}}}]\n"
+    check(text + pools, "1MiB is not between 1KiB and 256KiB")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            "persistence: {tls_session: {then: ▸{cookie: {name: a}}}}",
+            "tls-passthrough, the protocol of this pool, shows no",
+        ),
+        ("balance: ▸{hash: path}", "tls-passthrough, the protocol of this pool, shows no path: hash something else"),
+    ],
+)
+def test_what_a_pool_of_connections_can_be_known_by(keys: str, message: str) -> None:
+    text = "listeners: [{name: a, protocol: tls-passthrough, bind: [':80'], routes: [{pool: a}]}]\n"
+    place = keys.replace("▸{cookie: {", "{cookie: ▸{")
+    check(text + f"pools: {{a: {{{place}, servers: [{{name: b, address: 'b:1'}}]}}}}\n", message)
+
+
 POOLS = [
     ("balance: ▸robin", 'the algorithm "robin" is not known; did you mean "round-robin"? known: round-robin, '),
     ("balance: ▸least_connections", 'did you mean "least-connections"?'),
@@ -291,7 +339,7 @@ POOLS = [
     ("balance: {▸first: {}}", '"first" is not known here; known: bounded_load, hash'),
     (
         "balance: {hash: ▸uri}",
-        'the fact "uri" is not known; did you mean "url"? known: path, source, host, url, header',
+        'the fact "uri" is not known; did you mean "url"? known: path, source, host, url, sni, alpn, header',
     ),
     ("balance: {hash: ▸header}", "which header? write {header: its name}"),
     ("balance: {hash: ▸{header: a, cookie: b}}", "must name one fact, such as {header: x-user}"),
@@ -302,8 +350,10 @@ POOLS = [
     ("balance: {hash: path, bounded_load: ▸125%}", 'must be a number, not "125%"'),
     ("balance: {hash: path, ▸word: path}", '"word" is not known here'),
     ("persistence: ▸cookie", "cookie needs a name: write {cookie: {name: ...}}"),
-    ("persistence: ▸tls_session", 'the persistence key "tls_session" is not known; known: cookie, application_cookie'),
-    ("persistence: ▸{}", "says nothing to keep users by: give one of cookie, application_cookie, header, source"),
+    ("persistence: ▸mailbox", 'the persistence key "mailbox" is not known; known: cookie, application_cookie'),
+    ("persistence: ▸{}", "says nothing to keep users by: give one of cookie, application_cookie, header, tls_session"),
+    ("persistence: ▸tls_session", "http, the protocol of this pool, shows no tls_session: use source"),
+    ("balance: ▸{hash: sni}", "http, the protocol of this pool, shows no sni: hash something else, such as source"),
     ("persistence: ▸[]", "is empty: give at least one"),
     ("persistence: {cookie: {name: a}, source: ▸{}}", "source and cookie are two keys: write a list of them"),
     ("persistence: {cookie: ▸{}}", '"name" is missing: the cookie\'s name'),

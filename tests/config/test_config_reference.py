@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from config_marking import MARK
 from config_reference import Schema, deref, sections
-from test_config_problems import HTTP, NODE, POOLS, RULES
+from test_config_problems import HTTP, NODE, POOLS, RULES, STREAMS
 
 from l7lb.config import json_schema, load
 from l7lb.config.checks import ROWS
@@ -154,6 +154,7 @@ def test_every_field_of_the_access_log_is_documented() -> None:
 def test_every_table_of_mistakes_is_long() -> None:
     """The parametrised cases are where the keys are tried one by one: each key of the schema is in some of them."""
     cases = " ".join(str(case[0]) for cases in (NODE, HTTP, RULES, POOLS) for case in cases).replace(MARK, "")
+    cases += " ".join(case[1] for case in STREAMS)
     keys = {
         key
         for node in SCHEMA["$defs"].values()
@@ -165,7 +166,18 @@ def test_every_table_of_mistakes_is_long() -> None:
     untried = {key for key in keys if key not in cases}
     assert untried <= {
         *("request_header", "request_body", "tunnel", "pipeline_bytes", "backlog", "response_header", "response_body"),
-        *("idle", "max_connections", "backup", "send_proxy", "connections", "fall", "socket", "servers", "tables"),
+        *(
+            "idle",
+            "max_connections",
+            "backup",
+            "send_proxy",
+            "connections",
+            "fall",
+            "socket",
+            "servers",
+            "tables",
+            "client_hello_bytes",
+        ),
     }
 
 

@@ -13,7 +13,7 @@ from l7lb.config.units import Size, within
 from l7lb.core import snapshot
 
 
-class Limits(ListenerLimits):
+class TlsLimits(ListenerLimits):
     """How many clients may come, and how much they may say."""
 
     client_hello_bytes: Annotated[Size, within(1024, 256 * 1024)] = Field(
@@ -32,7 +32,7 @@ class TlsPassthroughListener(Listener):
 
     protocol: Literal["tls-passthrough"] = Field(description="What clients speak there.")
     timeouts: TunnelTimeouts = Field(default=TunnelTimeouts(), description="How long a client may take.")
-    limits: Limits = Field(default=Limits(), description="How much a client may send.")
+    limits: TlsLimits = Field(default=TlsLimits(), description="How much a client may send.")
 
     def compiled(self, reading: Reading) -> snapshot.Listener:
         return snapshot.Listener(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import ssl
 
 import pytest
@@ -29,7 +30,7 @@ def read(data: bytes, cuts: list[int] | None = None, limit: int = LIMIT) -> Clie
     """Feed it in these pieces."""
     reader = HelloReader(limit)
     edges = [0, *sorted(cuts or ()), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if start < end and (hello := reader.feed(data[start:end])) is not None:
             return hello
     return None
@@ -178,7 +179,8 @@ def test_plain_http_gets_a_400(asked: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "seen"), [(b"a.example.", b"a.example"), (b"A", b"a"), (b"192.0.2.1", b"192.0.2.1"), (b"_x.a-b", b"_x.a-b")]
+    ("name", "seen"),
+    [(b"a.example.", b"a.example"), (b"A", b"a"), (b"192.0.2.1", b"192.0.2.1"), (b"_x.a-b", b"_x.a-b")],
 )
 def test_names(name: bytes, seen: bytes) -> None:
     hello = read(records(message([sni(name)])))
@@ -188,7 +190,7 @@ def test_names(name: bytes, seen: bytes) -> None:
 
 extensions = st.lists(
     st.one_of(
-        st.builds(lambda name: sni(name), st.from_regex(rb"[A-Za-z0-9_-]{1,20}(\.[a-z0-9]{1,9}){0,4}", fullmatch=True)),
+        st.builds(sni, st.from_regex(rb"[A-Za-z0-9_-]{1,20}(\.[a-z0-9]{1,9}){0,4}", fullmatch=True)),
         st.builds(lambda names: alpn(*names), st.lists(st.binary(min_size=1, max_size=8), min_size=1, max_size=5)),
         st.builds(lambda data: (35, data), st.binary(max_size=300)),
         st.builds(lambda numbers: versions(*numbers), st.lists(st.integers(0, 65535), min_size=1, max_size=9)),
