@@ -459,8 +459,9 @@ class Connection(Endpoint):
         self._stop_pumps()
         if self.ticket is not None:
             self.dispatcher.release(self, Release(False), monotonic())
-        for upstream in list(self.kept):
-            upstream.retire()
+        if self.kept:
+            for upstream in list(self.kept):
+                upstream.retire()
         self.listener.timers.disarm(self)
         self.leave(reset)
         self.listener.closed(self)

@@ -148,9 +148,9 @@ def shown(header: Header | None) -> object:
         return None
     facts = {name: getattr(header, name) for name in Header.__slots__}
     if (handshake := facts.pop("handshake")) is not None:
-        facts |= {name: getattr(handshake, name) for name in Handshake.__slots__}
-        if (certificate := facts.pop("certificate")) is not None:
-            facts |= {name: getattr(certificate, name) for name in ClientCertificate.__slots__}
+        facts |= {name: getattr(handshake, name) for name in ("sni", "alpn", "version", "cipher")}
+        if (certificate := handshake.certificate) is not None:
+            facts |= {name: getattr(certificate, name) for name in ("common_name", "subject", "verified")}
     return facts
 
 
