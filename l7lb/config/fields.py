@@ -186,7 +186,15 @@ def _text(value: str) -> str:
     return value
 
 
+def _protocol_name(value: str) -> str:
+    if not 1 <= len(value) <= 255 or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(f"{quoted(value)} is not the name of a protocol, such as h2 or http/1.1")
+    return value
+
+
 Text = Annotated[str, _checked(_text)]
+ProtocolName = Annotated[str, _checked(_protocol_name)]
+TlsName = Annotated[str, _checked(parse_host)]
 Name = Annotated[str, _checked(_name)]
 HeaderName = Annotated[str, _checked(header_name)]
 HeaderValue = Annotated[str, _checked(header_value)]

@@ -11,6 +11,7 @@ from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.fields import Bind, Name, Source
 from l7lb.config.routes import Route
 from l7lb.config.section import Reading, Section
+from l7lb.config.tls import Tls
 from l7lb.config.units import Duration, Size, within
 from l7lb.config.wording import listing
 from l7lb.core import snapshot
@@ -70,6 +71,7 @@ class Listener(Section):
     impossible: ClassVar[tuple[str, ...]] = ()
     because: ClassVar[str] = ""
     shows: ClassVar[tuple[str, ...]] = ("source",)  # persistence keys and facts to hash that its connections have
+    alpn: ClassVar[tuple[str, ...]] = ()  # what is spoken over TLS in ALPN's names, the preferred one first
 
     name: Name = Field(description="The listener's name, once in the file.")
     protocol: Name = Field(description="What clients speak there.")
@@ -84,6 +86,7 @@ class Listener(Section):
         default=None, description="Proxies in front that tell who their clients are; without it, nobody is believed."
     )
     timeouts: ListenerTimeouts = Field(default=ListenerTimeouts(), description="How long a client may take.")
+    tls: Tls | None = Field(default=None, description="TLS ends here; without it, clients speak in the clear.")
 
     def check(self, reading: Reading) -> None:
         for number, text in enumerate(self.bind):
@@ -91,6 +94,10 @@ class Listener(Section):
             if not address.path and address.port == 0:
                 message = "port 0 lets the kernel choose, another one for each worker: good for tests only"
                 reading.warning((*self.place, "bind", number), message)
+        for number, name in enumerate((self.tls.alpn if self.tls is not None else None) or ()):
+            if name not in self.alpn:
+                message = f"{name} is not spoken here and not offered; known: {', '.join(self.alpn) or 'none'}"
+                reading.warning((*self.place, "tls", "alpn", number), message)
         for route in self.routes:
             self._check_route(route, reading)
 
@@ -120,6 +127,7 @@ class Listener(Section):
             "client_first": self.client_first,
             "handshake": self.timeouts.handshake,
             "proxy_protocol": self.proxy_protocol.compiled() if self.proxy_protocol else None,
+            "tls": self.tls.compiled(reading, self.alpn) if self.tls is not None else None,
         }
 
     def addresses(self, base: Path) -> tuple[snapshot.Address, ...]:

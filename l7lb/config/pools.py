@@ -12,6 +12,7 @@ from l7lb.config.fields import CookieName, HeaderName, Name, ServerAddress
 from l7lb.config.health import Health, Outliers
 from l7lb.config.persistence import Key, PersistenceKeys, check_order
 from l7lb.config.section import Reading, Section, Shorthand, seconds
+from l7lb.config.tls import ToServer
 from l7lb.config.units import Duration, DurationOrZero
 from l7lb.config.wording import choice, describe, listing, quoted, wrong
 from l7lb.core import snapshot
@@ -152,15 +153,23 @@ class Server(Section):
         default=None,
         description="Begin each connection with a PROXY header of this version, to tell the server who the client is.",
     )
+    tls: ToServer | None = Field(default=None, description="Speak TLS to it: {} verifies it by the system's CAs.")
+
+    def check(self, reading: Reading) -> None:
+        tls = self.tls
+        if tls is not None and tls.verify and tls.server_name is None and self.address.startswith("unix:"):
+            self.complain(reading, "a unix socket has no name to be verified: give server_name", "tls")
 
     def compiled(self, base: Path) -> snapshot.Server:
+        address = resolve(parse_server(self.address), base)
         return snapshot.Server(
             name=self.name,
-            address=resolve(parse_server(self.address), base),
+            address=address,
             weight=self.weight,
             max_connections=self.max_connections or 0,
             backup=self.backup,
             send_proxy=self.send_proxy or "",
+            tls=self.tls.compiled(address.host, base) if self.tls is not None else None,
         )
 
 

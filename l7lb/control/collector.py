@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector as RegistryCollector
 
 from l7lb import __version__
 from l7lb.control import health as checks
+from l7lb.control.certificates import Expiry, expiries
 from l7lb.control.health import HealthMonitor
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator
@@ -71,6 +72,7 @@ class Gathered:
     left_out: int = 0
     checks: list[tuple[str, checks.CheckCounts]] = field(default_factory=list)
     ejections: list[tuple[str, int]] = field(default_factory=list)
+    certificates: list[Expiry] = field(default_factory=list)
     processes: list[tuple[str, int]] = field(default_factory=list)  # name and pid
     reload_ok: bool = True
     reload_time: float = 0.0
@@ -105,6 +107,7 @@ def gather(
         found.ejections = [
             (pool.name, outliers.ejections.get(pool.name, 0)) for pool in snapshot.pools if pool.outliers
         ]
+    found.certificates = expiries(snapshot)
     found.processes = list(_processes(status).items())
     reload = status.get("reload") or {}
     found.reload_ok = bool(reload.get("ok", True))
@@ -149,11 +152,14 @@ class Collector(RegistryCollector):
             columns.OPENING,
         )
         yield _openings(numbers.listeners)
+        text = "TLS handshakes with clients that were completed, by whether an earlier session went on."
+        yield _handshakes("l7lb_listener", text, ("listener",), numbers.listeners)
         yield _responses("l7lb_listener", ("listener",), numbers.listeners)
         yield _durations("l7lb_listener", ("listener",), numbers.listeners)
         yield _gauge("l7lb_pool_waiting", "Requests that wait for a server.", ("pool",), numbers.pools, columns.WAITING)
         yield from self._servers()
         yield from self._health()
+        yield self._certificates()
         yield from _process_metrics(numbers.processes)
 
     def _about(self) -> Iterator[Metric]:
@@ -201,8 +207,17 @@ class Collector(RegistryCollector):
             yield gauge
         yield _gauge("l7lb_server_active", "Requests in progress.", labels, numbers.servers, columns.ACTIVE)
         yield from _counters("l7lb_server", labels, SERVER, numbers.servers)
+        text = "TLS handshakes with the server that were completed, by whether an earlier session went on."
+        yield _handshakes("l7lb_server", text, labels, numbers.servers)
         yield _responses("l7lb_server", labels, numbers.servers)
         yield _durations("l7lb_server", labels, numbers.servers)
+
+    def _certificates(self) -> Metric:
+        text = "When a listener's certificate ends, in seconds since the epoch."
+        gauge = GaugeMetricFamily("l7lb_certificate_expiry_timestamp_seconds", text, labels=("listener", "name"))
+        for one in self._numbers.certificates:
+            gauge.add_metric((one.listener, one.name), one.expires)
+        return gauge
 
     def _health(self) -> Iterator[Metric]:
         results = CounterMetricFamily("l7lb_health_checks", "Active checks by result.", labels=("pool", "result"))
@@ -227,6 +242,14 @@ def _counters(prefix: str, labels: Labels, which: Iterable[tuple[str, int, str]]
         for values, cells in rows:
             metric.add_metric(values, cells[column])
         yield metric
+
+
+def _handshakes(prefix: str, text: str, labels: Labels, rows: list[Row]) -> Metric:
+    metric = CounterMetricFamily(f"{prefix}_tls_handshakes", text, labels=(*labels, "kind"))
+    for values, cells in rows:
+        metric.add_metric((*values, "full"), cells[columns.HANDSHAKES])
+        metric.add_metric((*values, "resumed"), cells[columns.RESUMED])
+    return metric
 
 
 def _gauge(name: str, text: str, labels: Labels, rows: list[Row], column: int) -> Metric:

@@ -20,7 +20,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import structlog
 
 from l7lb.control import probes
@@ -28,9 +30,10 @@ from l7lb.control.effective import Key
 from l7lb.control.node import Change, NodeState
 from l7lb.control.probes import HttpProbe, ProbeUnavailable
 from l7lb.control.rise_fall import RiseFall
-from l7lb.core.contracts import Probe, ProtocolSpec
+from l7lb.core.contracts import Probe, ProbeTls, ProtocolSpec
 from l7lb.core.errors import ProbeFailed
-from l7lb.core.snapshot import Address, Health
+from l7lb.core.snapshot import Address, Health, ServerTls
+from l7lb.proxy.tls_contexts import server_context
 
 CONCURRENCY = 400  # checks at a time
 YOUNG = 32  # of them, not older than HOLD
@@ -65,6 +68,7 @@ class Target:
     server: str
     address: Address
     health: Health
+    tls: ServerTls | None = None
 
 
 class Turns:
@@ -105,6 +109,7 @@ class HealthMonitor:
         self._choose = choose or probes.chooser(protocols, self._http)
         self._random = rng or random.Random()
         self._turns = Turns(concurrency, YOUNG)
+        self._tls: dict[ServerTls, ProbeTls] = {}
         self._tasks: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._running = False
@@ -136,7 +141,10 @@ class HealthMonitor:
                 self.counts.setdefault(pool.name, CheckCounts())
                 for server in pool.servers:
                     health = probes.of_server(pool.health, server)
-                    wanted[pool.name, server.name] = Target(pool.name, server.name, server.address, health)
+                    target = Target(pool.name, server.name, server.address, health, server.tls)
+                    wanted[pool.name, server.name] = target
+        in_use = {target.tls for target in wanted.values()}
+        self._tls = {tls: known for tls, known in self._tls.items() if tls in in_use}
         checked = {pool for pool, _ in wanted}
         self.counts = {pool: counts for pool, counts in self.counts.items() if pool in checked}
         for key, (target, _) in list(self._tasks.items()):
@@ -171,7 +179,8 @@ class HealthMonitor:
             try:
                 probe = self._choose(health)
                 async with asyncio.timeout(health.timeout):
-                    reason = await probe(probes.target(target.address, health), health.settings, health.timeout)
+                    settings = self._settings(target)
+                    reason = await probe(probes.target(target.address, health), settings, health.timeout)
                 good = True
                 if health.kind != "ping":
                     reason = f"{reason} in {(time.monotonic() - began) * 1000:.0f} ms"
@@ -197,6 +206,17 @@ class HealthMonitor:
             counts.bad += 1
         streak.feed(good)
         self._verdict(target, bool(streak.healthy), streak.words(reason))
+
+    def _settings(self, target: Target) -> dict[str, Any]:
+        """What the probe is told: the pool's settings, and how to speak TLS to a server that wants it."""
+        tls = target.tls
+        if tls is None:
+            return target.health.settings
+        known = self._tls.get(tls)
+        if known is None:
+            plain = msgspec.structs.replace(tls, alpn=())  # checks speak HTTP/1.1
+            known = self._tls[tls] = ProbeTls(server_context(plain), tls.server_name or None)
+        return {**target.health.settings, "tls": known}
 
     def _verdict(self, target: Target, healthy: bool, why: str) -> None:
         if not self._node.set_health(target.pool, target.server, healthy, why):

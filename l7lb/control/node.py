@@ -40,6 +40,7 @@ from l7lb.control.effective import (
 )
 from l7lb.control.overrides import Overrides
 from l7lb.control.slots import NoRowLeft, Slots
+from l7lb.control.ticket_secrets import TicketSecrets, with_ticket_keys
 from l7lb.core.errors import L7lbError
 from l7lb.core.messages import ServerHealth, SessionRow
 from l7lb.core.snapshot import Server, Snapshot
@@ -138,6 +139,7 @@ class NodeState:
         self.absent: list[Absent] = []
         self._directory = state
         self._subscribers: list[Callable[[Change], None]] = []
+        self.ticket_secrets = TicketSecrets(time.time)
         self._slots = Slots()
         self._answers: dict[Key, Answer] = {}
         self._verdicts: dict[Key, Verdict] = {}
@@ -174,6 +176,9 @@ class NodeState:
         Call it before all else. Where nothing has changed since, the version stays the same. Raises NoRowLeft.
         """
         self._slots.adopt(dict(slot_names(snapshot)))
+        if snapshot.ticket_secrets:
+            self.ticket_secrets = TicketSecrets(time.time)  # what was made here has made no ticket yet
+            self.ticket_secrets.learn(snapshot.ticket_secrets)
         self.blocks = max(self.blocks, snapshot.workers)
         names = self.host_names()
         for pool in snapshot.pools:
@@ -211,6 +216,15 @@ class NodeState:
         for pool, names in self.overrides.removed.items():
             notes.extend(f"{pool}/{name} stays removed by operator since {since}" for name, since in names.items())
         return notes
+
+    def renew(self, change: Callable[[Snapshot], Snapshot]) -> None:
+        """What the configuration's files hold has changed, and nothing that was said about them."""
+        self.configured = change(self.configured)
+        self.changed()
+
+    def turn_tickets(self) -> bool:
+        """Make a new secret for session tickets if it is time, and tickets are made; returns whether it was."""
+        return bool(self._effective.ticket_secrets) and self.ticket_secrets.turn() and self.changed()
 
     # --- what is known --------------------------------------------------------------------------------------------
 
@@ -364,7 +378,7 @@ class NodeState:
         bare, absent = compose(self.configured, self.overrides, self._answers)
         assigned = self._slots.assign([name for name, _ in slot_names(bare)], self.counts)
         self.absent = absent
-        return with_slots(bare, assigned, version)
+        return with_ticket_keys(with_slots(bare, assigned, version), self.ticket_secrets)
 
     def _mark_newcomers(self, old: dict[Key, Server]) -> None:
         """Slow start counts from now for a server that joined, moved or was enabled, not for a whole new pool."""

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import importlib
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +22,12 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from l7lb import __version__
-from l7lb.core.contracts import Probe, ProtocolSpec
+from l7lb.core.contracts import Probe, ProbeTls, ProtocolSpec
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.proxy_protocol.writing import write_own
 from l7lb.core.snapshot import Address, Health, Server
 from l7lb.core.unixpath import short_path
+from l7lb.proxy.upstream import explain
 
 BODY = 64 * 1024  # bytes of an answer that are looked at
 HEADER = 32 * 1024  # bytes of one line of an answer's header
@@ -60,7 +62,7 @@ def failed(error: OSError) -> ProbeFailed:
 
 
 async def connect(address: Address, settings: dict[str, Any], timeout: float) -> str:  # noqa: ARG001
-    """Whether a TCP connection, or one to a unix socket, is accepted.
+    """Whether a TCP connection, or one to a unix socket, is accepted, and its TLS where ``settings`` have ``tls``.
 
     A server with ``send_proxy`` gets the header of a connection of our own, lest it logs one that broke off.
     """
@@ -82,10 +84,20 @@ async def connect(address: Address, settings: dict[str, Any], timeout: float) ->
 
 
 async def _announce(stream: socket.socket, settings: dict[str, Any]) -> None:
-    version = settings.get("send_proxy")
+    """What the connection begins with: a PROXY header, a TLS handshake."""
+    loop, version, tls = asyncio.get_running_loop(), settings.get("send_proxy"), settings.get("tls")
     if version:
-        header = write_own(version, stream.getsockname(), stream.getpeername())
-        await asyncio.get_running_loop().sock_sendall(stream, header)
+        await loop.sock_sendall(stream, write_own(version, stream.getsockname(), stream.getpeername()))
+    if tls is not None:
+        try:
+            _, writer = await asyncio.open_connection(
+                sock=stream.dup(), ssl=tls.context, server_hostname=tls.name or ""
+            )
+        except ssl.SSLError as error:
+            raise ProbeFailed(f"TLS: {explain(error)}") from None
+        except ssl.CertificateError as error:
+            raise ProbeFailed(f"TLS: {_one_line(str(error))}") from None
+        writer.transport.abort()
 
 
 # --- http ---------------------------------------------------------------------------------------------------------
@@ -104,12 +116,20 @@ class HttpProbe:
     async def __call__(self, address: Address, settings: dict[str, Any], timeout: float) -> str:
         """Make one check."""
         version = str(settings.get("send_proxy") or "")
+        if version and settings.get("tls") is not None:
+            text = "an HTTP check can't send a PROXY header before TLS; `health: {protocol: {}}` and tcp can"
+            raise ProbeUnavailable(f"not checked: {text}")
         try:
             if not address.path:
                 return await self._ask(self._shared(version), address, settings)
             with short_path(address.path) as path:
                 async with _client(_UnixConnector(version, path, force_close=True)) as session:
                     return await self._ask(session, address, settings)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise ProbeFailed(f"TLS: {_one_line(str(error.certificate_error))}") from None
+        except aiohttp.ClientSSLError as error:
+            inner = error.os_error
+            raise ProbeFailed(f"TLS: {explain(inner)}") from None
         except aiohttp.ServerDisconnectedError:
             raise ProbeFailed("closed without an answer") from None
         except aiohttp.ClientOSError as error:
@@ -136,12 +156,14 @@ class HttpProbe:
 
     async def _ask(self, session: aiohttp.ClientSession, address: Address, settings: dict[str, Any]) -> str:
         authority = "localhost" if address.path else str(address)
-        url = URL(f"http://{authority}{settings.get('path') or '/'}", encoded=True)
+        tls: ProbeTls | None = settings.get("tls")
+        url = URL(f"{'https' if tls is not None else 'http'}://{authority}{settings.get('path') or '/'}", encoded=True)
         headers = dict(settings.get("headers") or {})
         if settings.get("host"):
             headers[hdrs.HOST] = settings["host"]
         method = settings.get("method") or "GET"
-        async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+        secure: dict[str, Any] = {"ssl": tls.context, "server_hostname": tls.name} if tls is not None else {}
+        async with session.request(method, url, headers=headers, allow_redirects=False, **secure) as response:
             expect = settings.get("expect") or EXPECT
             if not any(low <= response.status <= high for low, high in expect):
                 raise ProbeFailed(f"status {response.status}, expected {_ranges_text(expect)}")

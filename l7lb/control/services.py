@@ -12,6 +12,7 @@ import structlog
 
 from l7lb.config import NodeSettings
 from l7lb.control.admin import AdminServer
+from l7lb.control.certificates import Certificates
 from l7lb.control.health import HealthMonitor
 from l7lb.control.metrics import Metrics
 from l7lb.control.node import NodeState, SupervisorView
@@ -45,6 +46,7 @@ class Services:
         self.resolver = Resolver(node)
         self.health = HealthMonitor(node, protocols)
         self.outliers = Outliers(node)
+        self.certificates = Certificates(node)
         self.links = WorkerLinks(place.node, joined, self.outliers.result, changed)
         self.admin = AdminServer(settings.admin_socket, node, view)
         self.metrics: Metrics | None = None
@@ -61,6 +63,7 @@ class Services:
         await self.resolver.start()
         await self.outliers.start()
         await self.health.start()
+        await self.certificates.start()
         try:
             await self.admin.start()
         except OSError as error:
@@ -89,6 +92,7 @@ class Services:
     async def stop(self) -> None:
         """End all, whatever was started."""
         ends = [self.resolver.stop(), self.health.stop(), self.outliers.stop(), self.admin.stop(), self.links.stop()]
+        ends.append(self.certificates.stop())
         if self.metrics is not None:
             ends.append(self.metrics.stop())
         for result in await asyncio.gather(*ends, return_exceptions=True):

@@ -5,6 +5,7 @@ The proxy knows protocols, balancers and persistence only through these; each si
 
 from __future__ import annotations
 
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -138,33 +139,39 @@ class Session:
 
 
 class ClientCertificate:
-    """A client's certificate as the TLS handshake showed it; ``subject`` as text (RFC 4514).
+    """A client's certificate as the TLS handshake showed it; ``subject`` and ``issuer`` as text (RFC 4514).
 
-    ``verified``: it comes from a CA that the listener trusts. ``der`` is empty where a proxy in front told of it.
+    ``verified``: it comes from a CA that the listener trusts. ``issuer``, ``serial`` (hexadecimal) and ``der`` are
+    empty where a proxy in front told of it.
     """
 
-    __slots__ = ("common_name", "der", "subject", "verified")
+    __slots__ = ("common_name", "der", "issuer", "serial", "subject", "verified")
 
     def __init__(self, common_name: str, subject: str, verified: bool, der: bytes = b"") -> None:
         self.common_name = common_name
         self.subject = subject
         self.verified = verified
         self.der = der
+        self.issuer = ""
+        self.serial = ""
 
 
 class Handshake:
     """What a client's TLS handshake showed, to this node or to the proxy in front that told of it.
 
-    ``sni`` and ``alpn`` are empty where there was none; ``version`` is such as ``TLSv1.3``.
+    ``sni`` and ``alpn`` are empty where there was none; ``version`` is such as ``TLSv1.3``. ``asked``: a certificate
+    was asked for, so that its absence says something. ``resumed``: a session of an earlier connection went on.
     """
 
-    __slots__ = ("alpn", "certificate", "cipher", "sni", "version")
+    __slots__ = ("alpn", "asked", "certificate", "cipher", "resumed", "sni", "version")
 
     def __init__(self, sni: bytes = b"", alpn: bytes = b"", version: str = "", cipher: str = "") -> None:
         self.sni = sni
         self.alpn = alpn
         self.version = version
         self.cipher = cipher
+        self.resumed = False
+        self.asked = False
         self.certificate: ClientCertificate | None = None
 
 
@@ -214,6 +221,14 @@ class ProtocolSpec:
     name: str
     sessions: Callable[[Listener], SessionFactory]
     probe: str
+
+
+@dataclass(frozen=True)
+class ProbeTls:
+    """How a check speaks TLS; it stands in a probe's settings as ``tls`` where the server is spoken to that way."""
+
+    context: ssl.SSLContext
+    name: str | None
 
 
 class Probe(Protocol):

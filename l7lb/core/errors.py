@@ -46,6 +46,7 @@ class Failure(Enum):
 
     CONNECT_REFUSED = ("connect-refused", Owner.SERVER, "the server refused the connection")
     CONNECT_TIMEOUT = ("connect-timeout", Owner.SERVER, "the server did not accept the connection in time")
+    CONNECT_TLS = ("connect-tls", Owner.SERVER, "the TLS handshake with the server failed")
     SERVER_CLOSED = ("server-closed", Owner.SERVER, "the server closed before it answered")
     SERVER_CLOSED_INSIDE = ("server-closed-inside", Owner.SERVER, "the server closed inside its answer")
     SERVER_TIMEOUT = ("server-timeout", Owner.SERVER, "the server did not answer in time")

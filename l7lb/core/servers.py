@@ -24,6 +24,8 @@ class ServerState:
         "_disabled",
         "_takes_new",
         "active",
+        "config",
+        "dialer",
         "ejected",
         "failures",
         "healthy",
@@ -52,6 +54,7 @@ class ServerState:
         self.latency = 0.0
         self.idle: list[object] = []  # the proxy's idle connections, newest last
         self.kept: list[object] = []  # those that began with a client's PROXY header and wait for that client alone
+        self.dialer: object | None = None  # the proxy's way to speak TLS to it
         self.tally = Tally()
         self.failures = 0  # in a row, in this worker
 

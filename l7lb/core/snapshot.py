@@ -107,6 +107,74 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     remove_response_headers: tuple[str, ...] = ()
 
 
+# --- TLS ------------------------------------------------------------------------------------------------------
+
+
+class KeyPair(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate chain and its key: the files' paths, and what stood in them when they were last read.
+
+    The content travels, since only the supervisor can be sure to read the files. ``names`` are those that the
+    certificate is for, in lower case; ``algorithm`` is the key's (``rsa``, ``ecdsa`` ...), ``expires`` in seconds since
+    the epoch. ``ocsp`` is a response to be stapled (DER), if there is one.
+    """
+
+    certificate_file: str
+    key_file: str
+    ocsp_file: str = ""
+    certificate: bytes = b""  # PEM, the server's own first
+    key: bytes = b""  # PEM
+    ocsp: bytes = b""
+    names: tuple[str, ...] = ()
+    algorithm: str = ""
+    expires: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"KeyPair({self.certificate_file!r})"  # the key must not come into a log
+
+
+class ListenerTls(msgspec.Struct, frozen=True, kw_only=True):
+    """How TLS is ended. ``ticket_keys`` are 80 bytes each: the first makes tickets, the others still open theirs.
+
+    ``client_ca`` is PEM; ``client_certificate`` is ``required``, ``optional`` or empty.
+    """
+
+    certificates: tuple[KeyPair, ...]
+    min_version: str = "1.2"
+    max_version: str = "1.3"
+    ciphers: str = ""  # of TLS 1.2, in OpenSSL's words; empty: the default
+    alpn: tuple[str, ...] = ()
+    client_ca_file: str = ""
+    client_ca: bytes = b""
+    client_certificate: str = ""
+    session_tickets: bool = True
+    ticket_keys: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"ListenerTls({self.certificates!r})"
+
+
+class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server is spoken to. ``ca`` is PEM; empty: the system's. ``server_name`` is what it must prove to be."""
+
+    server_name: str = ""
+    ca_file: str = ""
+    ca: bytes = b""
+    verify: bool = True
+    certificate: KeyPair | None = None
+    alpn: tuple[str, ...] = ()
+    min_version: str = "1.2"
+
+
+class TicketSecret(msgspec.Struct, frozen=True):
+    """What session ticket keys are derived from; ``since`` (seconds since the epoch) tells newer from older."""
+
+    since: int
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"TicketSecret({self.since})"
+
+
 # --- listeners ------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +202,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     handshake: float = 10.0  # seconds for all that comes before the protocol's first byte
     proxy_protocol: ProxyProtocol | None = None
     client_first: bool = True  # whether the client speaks first
+    tls: ListenerTls | None = None
     settings: dict[str, Any] = {}
     slot: int = 0
 
@@ -157,6 +226,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "enabled"
     slot: int = 0
     origin: str = ""  # the configuration's name, where DNS made several servers of one
+    tls: ServerTls | None = None
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -295,6 +365,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     tables: Tables = Tables()
     drain: float = 30.0  # seconds that established connections get at the end
     file: str = ""
+    ticket_secrets: tuple[TicketSecret, ...] = ()  # the newest first
 
 
 def encode(snapshot: Snapshot) -> bytes:

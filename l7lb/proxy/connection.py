@@ -153,7 +153,13 @@ class Connection(Endpoint):
             self.pump_in.readable()
             return
         try:
-            data = self.sock.recv(READ_BYTES, DONT_WAIT)
+            if self.tls is None or self.phase == LINGERING:
+                data = self.sock.recv(READ_BYTES, DONT_WAIT)
+            else:
+                came = self.receive(READ_BYTES)
+                if came is None:
+                    return
+                data = came
         except BlockingIOError:
             return
         except OSError:
@@ -171,7 +177,7 @@ class Connection(Endpoint):
             self._tell(ENDED, CLIENT, monotonic())
 
     def on_writable(self) -> None:
-        if not self.flush():
+        if (self.tls is not None and self.resume_reading()) or not self.flush():
             return
         if self.pump_out is not None:
             self.pump_out.writable()
@@ -285,7 +291,7 @@ class Connection(Endpoint):
                     self._stop_pumps()
                 self.dispatcher.release(self, action, now)
             elif isinstance(action, Finished):
-                self.listener.finished(action, self.ticket)
+                self.listener.finished(action, self.ticket, self.peer.handshake)
             elif isinstance(action, NeedServer):
                 if (self.out is not None or self.queued is not None) and self._postpone(action):
                     return None
@@ -371,10 +377,7 @@ class Connection(Endpoint):
             return
         if self.tunnel and not error:
             # Half of a tunnel goes on until it ends as well.
-            try:
-                pump.destination.sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # the other half will notice
+            pump.destination.end_writing()
             if not all(each.ended for each in self.pumps or ()):
                 return
             side = SERVER if pump.side is CLIENT else CLIENT  # that ended first
@@ -430,6 +433,10 @@ class Connection(Endpoint):
 
     def _closing(self) -> None:
         """Everything has been written: close, or listen for a moment to a client that still sends."""
+        if self.tls is not None and not self.broken and not self.tls.close_notify():
+            self.write_more(True)
+            self.listener.timers.arm(self, monotonic() + FLUSH_SECONDS)
+            return
         if not self.linger or self.broken:
             self.close()
             return

@@ -49,6 +49,8 @@ ABORTED = 20  # by the client
 HISTOGRAM = 21  # .. 31: how many answers took at most BUCKETS[i] seconds, not cumulative; the last: longer
 OPENING_FAILURES = 32  # .. 43: of a listener, by stage and reason
 DURATION = 44  # microseconds that the answers of HISTOGRAM took together
+HANDSHAKES = 45  # full TLS handshakes of a listener's clients, or with a server
+RESUMED = 46  # those that went on with an earlier session
 
 STAGES = ("proxy", "tls")  # what a connection goes through before its session is made
 REASONS = ("timeout", "closed", "malformed", "refused", "unsupported", "certificate")

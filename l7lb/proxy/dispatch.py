@@ -188,10 +188,10 @@ class Dispatcher:
             return ticket.connection.session.failed(Failure.CONNECTION_LIMIT, ticket.choice, now)
         ticket.upstream = upstream
         ticket.began = now
-        if code == 0:
+        if code == 0 and server.dialer is None:
             upstream.read_more(True)
             return self._connected(ticket, upstream, now)
-        if code != EINPROGRESS:
+        if code not in (0, EINPROGRESS):
             return self._connect_failed(ticket, refusal(code), now)
         ticket.phase = CONNECTING
         ticket.deadline = now + ticket.pool.config.timeouts.connect
@@ -215,10 +215,30 @@ class Dispatcher:
         else:
             ticket.connection.settle(now)
 
+    def handshake_ended(self, ticket: Ticket, problem: str) -> None:
+        """The TLS handshake with a server is over; ``problem`` says why it failed, if it did."""
+        now = monotonic()
+        upstream = ticket.upstream
+        assert upstream is not None
+        if problem:
+            server = ticket.server
+            self._log(f"tls {server.pool}/{server.name}", f"{server.pool}/{server.name}: TLS: {problem}", now)
+            upstream.ticket = None
+            actions = self._connect_failed(ticket, Failure.CONNECT_TLS, now)
+            if actions:
+                ticket.connection.run(actions, now)
+            else:
+                ticket.connection.settle(now)
+            return
+        tls = upstream.tls
+        assert tls is not None
+        self._count(ticket.server, columns.RESUMED if tls.inner.session_reused else columns.HANDSHAKES)
+        self.connect_ended(ticket, 0)
+
     def _connected(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
         ticket.connect_time = now - ticket.began
         self._count(ticket.server, columns.CONNECTIONS)
-        if ticket.server.config.send_proxy:
+        if ticket.server.config.send_proxy and upstream.tls is None:
             upstream.client = ticket.connection
             upstream.send(ticket.connection.proxy_header(ticket.server.config.send_proxy))
         return self._hold(ticket, upstream, now)

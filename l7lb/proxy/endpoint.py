@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from l7lb.proxy.relay import Pump
+    from l7lb.proxy.tls import Tls
 
 # Plain numbers and names that the compiler puts in place.
 DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
@@ -68,6 +69,7 @@ class Endpoint:
         "reading",
         "sender",
         "sock",
+        "tls",
         "was_reset",
         "writing",
     )
@@ -78,6 +80,7 @@ class Endpoint:
         self.queued: bytes | None = None  # to be written at the end of this turn of the loop
         self.sock = sock
         self.fd = sock.fileno()
+        self.tls: Tls | None = None  # what is read and written goes through it, where it is there
         self.out: bytearray | None = None
         self.entered = False
         self.reading = False
@@ -96,6 +99,8 @@ class Endpoint:
             if wanted:
                 self._enter()
                 self.loop.add_reader(self.fd, self.on_readable)
+                if self.tls is not None:
+                    self.look_again()
             else:
                 self.loop.remove_reader(self.fd)
 
@@ -116,6 +121,59 @@ class Endpoint:
                 self.loop.add_writer(self.fd, self.on_writable)
             else:
                 self.loop.remove_writer(self.fd)
+
+    def receive(self, limit: int) -> bytes | None:
+        """What came through TLS, b"" at its end; None where nothing did. Raises OSError."""
+        tls = self.tls
+        assert tls is not None
+        data = tls.receive(limit)
+        if tls.read_blocked or tls.write_blocked:
+            tls.write_blocked = False
+            self.write_more(True)  # to be called when there is room, and to go on where it stopped
+        elif data and len(data) == limit:
+            self.look_again()
+        return data
+
+    def look_again(self) -> None:
+        """Where TLS holds bytes that were not read, no event will tell of them: read them soon."""
+        if self.tls is not None and self.tls.pending():
+            self.loop.call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        if self.reading and self.tls is not None and self.tls.pending():
+            self.on_readable()
+
+    def write_now(self, data: bytes | bytearray | memoryview) -> int:
+        """Write what the socket takes; returns how much that is, 0 where it must wait. Raises OSError."""
+        tls = self.tls
+        if tls is not None:
+            count = tls.send(data)
+            if tls.write_blocked:
+                self.write_more(False)  # until something was read
+            return count
+        try:
+            return self.sock.send(data, SEND_FLAGS)
+        except BlockingIOError:
+            return 0
+
+    def resume_reading(self) -> bool:
+        """There is room to write: whether that was what a read through TLS waited for, which then goes on."""
+        tls = self.tls
+        if tls is None or not tls.read_blocked:
+            return False
+        tls.read_blocked = False
+        self.write_more(self.out is not None or (self.pump_out is not None and self.pump_out.waiting))
+        self.on_readable()
+        return True
+
+    def end_writing(self) -> None:
+        """Tell the peer that nothing more will come, and go on reading."""
+        try:
+            if self.tls is not None:
+                self.tls.close_notify()
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the other half will notice
 
     def look_for_reset(self) -> None:
         """Where bytes and a reset come at once, uvloop tells of them once and never again. This sees the reset behind
@@ -148,7 +206,7 @@ class Endpoint:
             return
         self.queued = None
         try:
-            count = self.sock.send(data, SEND_FLAGS)
+            count = self.sock.send(data, SEND_FLAGS) if self.tls is None else self.write_now(data)
         except BlockingIOError:
             count = 0
         except OSError:
@@ -166,7 +224,7 @@ class Endpoint:
         if out is None:
             return True
         try:
-            count = self.sock.send(out, SEND_FLAGS)
+            count = self.sock.send(out, SEND_FLAGS) if self.tls is None else self.write_now(out)
         except BlockingIOError:
             return False
         except OSError:
@@ -174,6 +232,8 @@ class Endpoint:
             self.out = None
             self.write_more(False)
             self.on_broken()
+            return False
+        if not count:
             return False
         self.progress = monotonic()
         if count == len(out):
@@ -192,6 +252,12 @@ class Endpoint:
         """Leave the loop and close, with a reset where the peer must not take this for a regular end."""
         self.read_more(False)
         self.write_more(False)
+        tls = self.tls
+        if tls is not None:
+            if not reset and self.out is None and self.queued is None:
+                tls.close_notify()
+            tls.dispose()
+            self.tls = None
         self.out = None
         self.queued = None
         if reset:

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from l7lb.core.actions import Finished, Refused
-from l7lb.core.contracts import Peer, SessionFactory
+from l7lb.core.contracts import Handshake, Peer, SessionFactory
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Listener
@@ -121,7 +121,7 @@ class ListenerState:
         self.connections.discard(connection)
         self.cells[self.row + columns.ACTIVE] = len(self.connections)
 
-    def finished(self, action: Finished, ticket: Ticket | None) -> None:
+    def finished(self, action: Finished, ticket: Ticket | None, handshake: Handshake | None = None) -> None:
         """Count a request, and write its record."""
         status = action.status // 100
         if not 0 < status < 6:
@@ -133,7 +133,12 @@ class ListenerState:
         if action.failure is not None:
             self._count_failure(action.failure)
         if self.record is not None:
-            self.record(action.subject.record(action.ended, action.elapsed))
+            record = action.subject.record(action.ended, action.elapsed)
+            if handshake is not None:
+                record.tls_version = handshake.version
+                record.tls_cipher = handshake.cipher
+                record.tls_resumed = handshake.resumed
+            self.record(record)
 
     def refused(self, action: Refused, connection: Connection) -> None:
         """Count a client whose first words can't be taken, as one whose opening failed."""

@@ -1,4 +1,4 @@
-"""Bulk from one socket to another: by splice through a pipe, or copied where messages are small.
+"""Bulk from one socket to another: by splice through a pipe, or copied where messages are small or TLS is in the way.
 
 The pipe is made when the first bulk flows and holds up to half a megabyte: the kernel moves pages, Python sees
 counts. A pump stops reading while its destination does not take more, so a slow reader costs one pipe and no more.
@@ -12,10 +12,12 @@ from fcntl import fcntl
 from time import monotonic
 
 from l7lb.core.actions import CLIENT, SERVER, Side
-from l7lb.proxy.endpoint import DONT_WAIT, SEND_FLAGS, Endpoint
+from l7lb.proxy.endpoint import DONT_WAIT, Endpoint
 
 PIPE_BYTES = 512 * 1024
 COPY_BYTES = 64 * 1024
+RECORD_BYTES = 16 * 1024  # of a TLS record
+RECORDS = 4  # that are read from TLS before they are written
 F_SETPIPE_SZ = 1031
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
@@ -58,6 +60,7 @@ class Pump:
         if bulk:
             self._open()
         self.source.read_more(self.destination.out is None)
+        self.source.look_again()
 
     def detach(self) -> None:
         """Give the sockets back and free the pipe."""
@@ -71,6 +74,7 @@ class Pump:
             self._pipe = None
         self._buffer = None
         self._held = 0
+        self.source.look_again()
 
     def readable(self) -> None:
         """The source has bytes, an end or an error."""
@@ -82,7 +86,13 @@ class Pump:
             else:
                 # No more than the count: what stands behind a body is the next request, which nobody has judged yet.
                 limit = COPY_BYTES if self.remaining < 0 else min(COPY_BYTES, self.remaining)
-                data = self.source.sock.recv(limit, DONT_WAIT)
+                if self.source.tls is None:
+                    data = self.source.sock.recv(limit, DONT_WAIT)
+                else:
+                    came = self._decrypted(limit)
+                    if came is None:
+                        return
+                    data = came
                 count = len(data)
                 if count:
                     self._buffer = memoryview(data)
@@ -92,13 +102,32 @@ class Pump:
             self._end(self.side, True)
             return
         if not count:
-            self._end(self.side, self.source.was_reset)
+            tls = self.source.tls
+            self._end(self.side, self.source.was_reset or (tls is not None and tls.truncated))
             return
         self.writable()
         if self.source.pump_in is self and self.source.reading:
             self.source.look_for_reset()
         if count == COPY_BYTES and self._pipe is None and self._buffer is None and self.source.pump_in is self:
             self._open()  # full reads: this is bulk
+
+    def _decrypted(self, limit: int) -> bytes | None:
+        """What came through TLS: some records in a row where they are full, since then more are likely there."""
+        source = self.source
+        first = source.receive(min(RECORD_BYTES, limit))
+        if first is None or len(first) < RECORD_BYTES:
+            return first
+        parts = [first]
+        left = limit - RECORD_BYTES
+        while left and len(parts) < RECORDS:
+            more = source.receive(min(RECORD_BYTES, left))
+            if not more:
+                break  # an end is seen again by the next read
+            parts.append(more)
+            left -= len(more)
+            if len(more) < RECORD_BYTES:
+                break
+        return b"".join(parts) if len(parts) > 1 else first
 
     def writable(self) -> None:
         """Move on what is held; read again once nothing is."""
@@ -108,7 +137,7 @@ class Pump:
                 count = os.splice(self._pipe[0], self.destination.fd, self._held, flags=FLAGS)
                 self._held -= count
             elif self._buffer is not None:
-                count = self.destination.sock.send(self._buffer, SEND_FLAGS)
+                count = self.destination.write_now(self._buffer)
                 self._buffer = self._buffer[count:] if count < len(self._buffer) else None
             else:
                 count = 0
@@ -135,6 +164,8 @@ class Pump:
         return self._held > 0 or self._buffer is not None
 
     def _open(self) -> None:
+        if self.source.tls is not None or self.destination.tls is not None:
+            return  # the kernel would move what is encrypted
         try:
             self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

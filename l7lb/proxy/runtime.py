@@ -7,18 +7,23 @@ clients, and nothing that is established notices. The same class runs inside a w
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from time import monotonic
+
+import msgspec
 
 from l7lb.core.contracts import ProtocolSpec, SessionFactory
 from l7lb.core.dates import DATES
 from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
 from l7lb.core.record import AccessRecord
 from l7lb.core.servers import PoolState, ServerState
-from l7lb.core.snapshot import Listener, Pool, Snapshot
+from l7lb.core.snapshot import Listener, Pool, ServerTls, Snapshot
 from l7lb.persistence import Tables, make_stickiness
+from l7lb.proxy import openssl, tls_opening
 from l7lb.proxy.accesslog import AccessLogWriter, timestamp
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
@@ -27,8 +32,12 @@ from l7lb.proxy.opening import StageMaker
 from l7lb.proxy.proxyheader import proxy_stage
 from l7lb.proxy.tickets import PoolRuntime
 from l7lb.proxy.timers import Timers
+from l7lb.proxy.tls import Dialer
+from l7lb.proxy.tls_contexts import Terminator, server_context
 from l7lb.routing import Router
 from l7lb.routing.balance import make_balancer
+
+log = logging.getLogger("l7lb.runtime")
 
 REFRESH_SECONDS = 0.05  # between looks at the other workers' load
 IDLE_SECONDS = 1.0  # between looks at idle server connections
@@ -65,6 +74,8 @@ class Runtime:
         self._by_bind: dict[str, ListenerState] = {}
         self._acceptors: dict[tuple[str, int], Acceptor] = {}
         self._leaving: list[ListenerState] = []  # listeners that a reload removed, while they have clients
+        self._terminators: dict[str, Terminator] = {}
+        self._server_contexts: dict[ServerTls, ssl.SSLContext] = {}
         self._log: AccessLogWriter | None = None
         self._draining = False
         DATES.tell(time.time() - monotonic())
@@ -78,11 +89,15 @@ class Runtime:
     def apply(self, snapshot: Snapshot) -> None:
         """Use this snapshot from now on. Raises without any change where a part of it can't be built."""
         factories = {listener.name: self._factory(listener) for listener in snapshot.listeners}
-        stages = {listener.name: self._stages(listener) for listener in snapshot.listeners}
+        terminators = self._make_terminators(snapshot)
+        server_contexts = self._make_server_contexts(snapshot)
+        stages = {listener.name: self._stages(listener, terminators) for listener in snapshot.listeners}
         routers = {listener.name: self._router(listener) for listener in snapshot.listeners}
         pools = {pool.name: self._pool(pool) for pool in snapshot.pools}
         log = self._open_log(snapshot)
         # Nothing can fail from here on.
+        self._terminators = terminators
+        self._server_contexts = server_contexts
         if log is not self._log:
             if self._log is not None:
                 self._log.close()
@@ -117,13 +132,45 @@ class Runtime:
     def _factory(self, listener: Listener) -> SessionFactory:
         return self._protocols[listener.protocol].sessions(listener)
 
-    def _stages(self, listener: Listener) -> tuple[StageMaker, ...]:
-        return tuple(maker for make in STAGES if (maker := make(listener)) is not None)
+    def _stages(self, listener: Listener, terminators: dict[str, Terminator]) -> tuple[StageMaker, ...]:
+        stages = [maker for make in STAGES if (maker := make(listener)) is not None]
+        terminator = terminators.get(listener.name)
+        if terminator is not None:
+            stages.append(tls_opening.maker(terminator))
+        return tuple(stages)
+
+    def _make_terminators(self, snapshot: Snapshot) -> dict[str, Terminator]:
+        """The listeners' TLS contexts; those that stay the same are kept. Raises ssl.SSLError."""
+        found: dict[str, Terminator] = {}
+        for listener in snapshot.listeners:
+            if listener.tls is not None:
+                old = self._terminators.get(listener.name)
+                found[listener.name] = (
+                    old if old is not None and old.config == listener.tls else Terminator(listener.tls)
+                )
+        if found and not self._terminators and not openssl.available():
+            log.warning("session tickets are each worker's own and OCSP is not stapled: %s", openssl.PROBLEM)
+        return found
+
+    def _make_server_contexts(self, snapshot: Snapshot) -> dict[ServerTls, ssl.SSLContext]:
+        """A context for each way to speak TLS to servers. Raises ssl.SSLError."""
+        wanted = {server.tls for pool in snapshot.pools for server in pool.servers if server.tls is not None}
+        return {tls: self._server_contexts.get(tls) or server_context(tls) for tls in wanted}
+
+    def _dial(self, state: ServerState) -> None:
+        """Have a server spoken to as its configuration says."""
+        tls = state.config.tls
+        if tls is None:
+            state.dialer = None
+        elif not isinstance(state.dialer, Dialer) or state.dialer.context is not self._server_contexts[tls]:
+            state.dialer = Dialer(self._server_contexts[tls], tls.server_name)
 
     def _router(self, listener: Listener) -> Router:
         """The listener's rules, compiled; those that stay the same are not compiled again, since many take long."""
         old = self.listeners.get(listener.name)
-        return old.router if old is not None and old.config == listener else Router(listener)
+        if old is not None and msgspec.structs.replace(old.config, tls=listener.tls) == listener:
+            return old.router
+        return Router(listener)
 
     def _pool(self, pool: Pool) -> PoolRuntime:
         """The pool's new form, with the states of the servers that stay."""
@@ -149,7 +196,10 @@ class Runtime:
         now = monotonic()
         for runtime in pools.values():
             for state, config in zip(runtime.state.servers, runtime.state.config.servers, strict=True):
+                if state.config.tls != config.tls:
+                    self.dispatcher.close_idle(state)  # what was opened under other rules
                 state.config = config
+                self._dial(state)
                 kept.add(id(state))
             runtime.limited = [state for state in runtime.state.servers if state.config.max_connections]
             old = before.get(runtime.state.name)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 from typing import TYPE_CHECKING, Final
 
 from l7lb.core.actions import SERVER
 from l7lb.core.errors import Failure
 from l7lb.core.servers import ServerState
 from l7lb.proxy.endpoint import DONT_WAIT, Endpoint, Sender
+from l7lb.proxy.tls import DONE, READ, WRITE, Dialer, Tls
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
@@ -44,9 +46,20 @@ class ServerConnection(Endpoint):
         if self.pump_in is not None:
             self.pump_in.readable()
             return
+        if self.ticket is not None:
+            self._shake(self.ticket)
+            return
         owner = self.owner
         try:
-            data = self.sock.recv(self.read_bytes, DONT_WAIT)
+            if self.tls is None:
+                data = self.sock.recv(self.read_bytes, DONT_WAIT)
+            else:
+                came = self.receive(READ_BYTES)
+                if came is None:
+                    return  # a part of a record, or something that concerns TLS alone
+                data = came
+                if self.tls.truncated:
+                    self.was_reset = True
         except BlockingIOError:
             return
         except OSError:
@@ -70,16 +83,56 @@ class ServerConnection(Endpoint):
     def on_writable(self) -> None:
         ticket = self.ticket
         if ticket is not None:
+            if self.tls is not None:
+                self._shake(ticket)
+                return
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self.write_more(False)
-            ticket.connection.dispatcher.connect_ended(ticket, code)
+            if not code and self.server.dialer is not None:
+                self._start_tls(ticket)
+            else:
+                ticket.connection.dispatcher.connect_ended(ticket, code)
             return
-        if not self.flush():
+        if (self.tls is not None and self.resume_reading()) or not self.flush():
             return
         if self.pump_out is not None:
             self.pump_out.writable()
         if self.owner is not None:
             self.owner.written(SERVER)
+
+    def _start_tls(self, ticket: Ticket) -> None:
+        """The connection is there: begin the handshake, which has what is left of the time to connect."""
+        dialer = self.server.dialer
+        assert isinstance(dialer, Dialer)
+        try:
+            self._announce(ticket)
+            self.tls = Tls.client(self.sock, dialer)
+        except (OSError, ValueError) as problem:
+            ticket.connection.dispatcher.handshake_ended(ticket, str(problem))
+            return
+        self._shake(ticket)
+
+    def _announce(self, ticket: Ticket) -> None:
+        """The PROXY header stands before TLS, in the clear. A new connection takes it whole. Raises OSError."""
+        version = self.server.config.send_proxy
+        if version:
+            self.client = ticket.connection
+            self.sock.sendall(ticket.connection.proxy_header(version))
+
+    def _shake(self, ticket: Ticket) -> None:
+        tls = self.tls
+        assert tls is not None
+        try:
+            wanted = tls.shake()
+        except OSError as problem:
+            self.read_more(False)
+            self.write_more(False)
+            ticket.connection.dispatcher.handshake_ended(ticket, explain(problem))
+            return
+        self.read_more(wanted == READ)
+        self.write_more(wanted == WRITE)
+        if wanted == DONE:
+            ticket.connection.dispatcher.handshake_ended(ticket, "")
 
     def on_broken(self) -> None:
         self.renew()  # it may have answered before it went: that is read first
@@ -94,6 +147,7 @@ class ServerConnection(Endpoint):
         self.idle_since = now
         self.read_bytes = READ_BYTES
         self.read_more(True)
+        self.remember_session()
         client = self.client
         if client is None:
             self.server.idle.append(self)
@@ -117,14 +171,23 @@ class ServerConnection(Endpoint):
         """Close it, once."""
         if not self.closed:
             self.closed = True
+            self.remember_session()
             self.client = None
             self.owner = None
             self.ticket = None
             self.leave(reset)
 
+    def remember_session(self) -> None:
+        """Have the next connection to the server resume this one's TLS session."""
+        dialer = self.server.dialer
+        if self.tls is not None and isinstance(dialer, Dialer) and self.ticket is None:
+            dialer.remember(self.tls)
+
     def readable_now(self) -> bool:
         """Whether bytes or an end are waiting on a connection that should be silent."""
         try:
+            if self.tls is not None:
+                return self.receive(1) is not None
             self.sock.recv(1, DONT_WAIT | socket.MSG_PEEK)
         except BlockingIOError:
             return False
@@ -149,12 +212,24 @@ def open_connection(
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         target = (address.host, address.port)
+    if server.dialer is not None:
+        sock.setblocking(False)  # as Python's ssl wants to see it
     connection = ServerConnection(loop, sender, sock, server)
     try:
         code = sock.connect_ex(target)
     except OSError as problem:  # a path that is too long, a host that is no address
         return connection, problem.errno or 22
     return connection, code
+
+
+def explain(problem: OSError) -> str:
+    """Why a handshake with a server failed, as an operator reads it."""
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {problem.verify_message}"
+    if isinstance(problem, ssl.SSLEOFError):
+        return "the server closed the connection"
+    reason = getattr(problem, "reason", None)
+    return reason.lower().replace("_", " ") if reason else problem.strerror or str(problem)
 
 
 def refusal(code: int) -> Failure:

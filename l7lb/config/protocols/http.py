@@ -108,6 +108,7 @@ class HttpListener(Listener):
         "cookie", "application_cookie", "header", "query", "path", "host", "url", "source",
     )  # fmt: skip
     because: ClassVar[str] = ", which belongs to TLS that is passed through"
+    alpn: ClassVar[tuple[str, ...]] = ("http/1.1",)
 
     protocol: Literal["http"] = Field(description="What clients speak there.")
     forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on where a request comes from counts.")

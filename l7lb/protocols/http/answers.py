@@ -20,6 +20,7 @@ STATUS = {
     Failure.SHUTDOWN: 503,
     Failure.CONNECT_REFUSED: 503,
     Failure.CONNECT_TIMEOUT: 504,
+    Failure.CONNECT_TLS: 502,
     Failure.SERVER_CLOSED: 502,
     Failure.SERVER_CLOSED_INSIDE: 502,
     Failure.SERVER_TIMEOUT: 504,

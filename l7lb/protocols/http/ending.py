@@ -200,7 +200,7 @@ class HttpEnding(Session):
 
     def _phase(self, exchange: Exchange, failure: Failure) -> str:
         """Where an exchange ended, in the record's words."""
-        if self.state == ROUTING and failure in (Failure.CONNECT_REFUSED, Failure.CONNECT_TIMEOUT):
+        if self.state == ROUTING and failure in (Failure.CONNECT_REFUSED, Failure.CONNECT_TIMEOUT, Failure.CONNECT_TLS):
             return "connect"
         if self.state == WAITING and failure.owner is Owner.CLIENT and not exchange.body_done:
             return "request-body"

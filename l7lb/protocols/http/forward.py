@@ -7,12 +7,13 @@ chooses which of these fields l7lb adds itself; it changes nothing about whom it
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Collection
 from typing import Final
 
-from l7lb.core.contracts import Assignment, Choice, Peer
+from l7lb.core.contracts import Assignment, Choice, Handshake, Peer
 from l7lb.core.snapshot import Route
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.message import CHUNKED, Request, Response
@@ -23,6 +24,7 @@ VIA_10: Final = b"Via: 1.0 l7lb"  # the version in which the message came (RFC 9
 OWN: Final = frozenset([b"cookie", b"forwarded", b"x-request-id", b"via"])  # fields that are written anew
 PRIVATE: Final = re.compile(rb"(?i)cache-control:.*\b(?:private|no-store)\b(?!=)")
 MAX_REQUEST_ID: Final = 128
+LINE_BREAKS: Final = re.compile(rb"[\x00-\x1f\x7f]")  # that no certificate may smuggle into a head
 
 
 class RequestIds:
@@ -83,7 +85,7 @@ class Origin:
     ``identify`` says whether X-Request-ID is among them.
     """
 
-    __slots__ = ("_block", "_named", "address", "host", "identify", "node", "port", "scheme", "send")
+    __slots__ = ("_block", "_certificate", "_named", "address", "host", "identify", "node", "port", "scheme", "send")
 
     def __init__(self, peer: Peer, send: Collection[str] = FORWARDING) -> None:
         self.send = send
@@ -104,16 +106,17 @@ class Origin:
             self.host = b"%b:%b" % (b"[%b]" % local if b":" in local else local, self.port)
         self._named = b""  # the host of the request before, and what was said of it: most often it stays the same
         self._block = b""
+        self._certificate = _certificate_fields(peer.handshake) if peer.handshake is not None else b""
 
     def fields(self, request: Request, trusted: bool) -> bytes:
         """The forwarding fields of a request and its Via, complete lines."""
         host = request.host_field or self.host
         if request.version != 11 or (trusted and request.forwarded is not None):
             chains = self._continued(request.forwarded, host) if trusted and request.forwarded else self._fresh(host)
-            return self._lines(chains) + self._via(request.version)
+            return self._lines(chains) + self._via(request.version) + self._certificate
         if host != self._named:
             self._named = host
-            self._block = self._lines(self._fresh(host)) + self._via(11)
+            self._block = self._lines(self._fresh(host)) + self._via(11) + self._certificate
         return self._block
 
     def _via(self, version: int) -> bytes:
@@ -160,6 +163,28 @@ class Origin:
             b"%b: %b\r\n" % (b"-".join(part.capitalize() for part in name.split(b"-")), b", ".join(values))
             for name, values in chains.items()
         )
+
+
+def _certificate_fields(handshake: Handshake) -> bytes:
+    """What a server is told of the client's certificate, complete lines; nothing where none was asked for.
+
+    Nobody else can say it: these fields are taken out of every request.
+    """
+    certificate = handshake.certificate
+    if certificate is None:
+        return b"X-SSL-Client-Verify: NONE\r\n" if handshake.asked else b""
+    told = {
+        "Verify": "SUCCESS" if certificate.verified else "FAILED",
+        "Subject": certificate.subject,
+        "Issuer": certificate.issuer,
+        "Serial": certificate.serial,
+        "Fingerprint": hashlib.sha256(certificate.der).hexdigest() if certificate.der else "",
+    }
+    return b"".join(
+        b"X-SSL-Client-%b: %b\r\n" % (name.encode(), LINE_BREAKS.sub(b" ", value.encode("ascii", "replace")))
+        for name, value in told.items()
+        if value
+    )
 
 
 def _without(names: list[bytes], lines: list[bytes], removed: set[bytes]) -> list[bytes]:

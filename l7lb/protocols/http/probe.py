@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
+from l7lb.core.contracts import ProbeTls
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.proxy_protocol.writing import write_own
 from l7lb.core.snapshot import Address
@@ -20,10 +22,12 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     request = f"OPTIONS * HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: l7lb-health\r\n\r\n"
     try:
         async with asyncio.timeout(timeout):
-            data = await _ask(address, request.encode("latin-1"), str(settings.get("send_proxy") or ""))
+            data = await _ask(address, request.encode("latin-1"), settings)
         response = read_response(data, 100, b"OPTIONS")
     except TimeoutError:
         raise ProbeFailed(f"no answer within {timeout:g} s") from None
+    except ssl.SSLError as problem:
+        raise ProbeFailed(f"TLS: {getattr(problem, 'verify_message', '') or problem.reason or problem}") from None
     except OSError as problem:
         raise ProbeFailed(problem.strerror or str(problem)) from None
     except SyntaxFault as fault:
@@ -33,14 +37,17 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     return f"status {response.status}"
 
 
-async def _ask(address: Address, request: bytes, send_proxy: str) -> bytes:
+async def _ask(address: Address, request: bytes, settings: dict[str, Any]) -> bytes:
     if address.path:
         reader, writer = await asyncio.open_unix_connection(address.path)
     else:
         reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
-        if send_proxy:
-            writer.write(write_own(send_proxy, writer.get_extra_info("sockname"), writer.get_extra_info("peername")))
+        version, tls = settings.get("send_proxy"), settings.get("tls")
+        if version:
+            writer.write(write_own(version, writer.get_extra_info("sockname"), writer.get_extra_info("peername")))
+        if isinstance(tls, ProbeTls):
+            await writer.start_tls(tls.context, server_hostname=tls.name or "")
         writer.write(request)
         data = b""
         while (end := find_end(data, LIMIT)) < 0:

@@ -22,6 +22,7 @@ MAX_TEXT: Final = 2048  # bytes of a field in the record
 RETRY_NAMES: Final = {
     Failure.CONNECT_REFUSED: "connect-failure",
     Failure.CONNECT_TIMEOUT: "connect-failure",
+    Failure.CONNECT_TLS: "connect-failure",
     Failure.SERVER_CLOSED: "reset-before-response",
     Failure.SERVER_TIMEOUT: "response-timeout",
 }

@@ -64,6 +64,7 @@ CODES: Final = {
     b"via": VIA,
     b"date": DATE,
 }
+CLIENT_CERTIFICATE = b"x-ssl-client-"  # how the fields begin that tell of a client's certificate
 # In trailers these would change what the head has settled (RFC 9110 section 6.5.1).
 FORBIDDEN_TRAILERS: Final = frozenset(
     [*CODES, b"content-encoding", b"content-type", b"content-range", b"trailer", b"authorization", b"cache-control"]
@@ -97,6 +98,8 @@ def field_name(name: bytes) -> tuple[bytes, int]:
         plain = gateway_name(lower)
         if plain.startswith(b"x-forwarded-"):
             code = FORWARDED if plain == lower else UNSAFE
+        elif plain.startswith(CLIENT_CERTIFICATE):
+            code = UNSAFE  # these are l7lb's own words
         elif plain != lower and plain in CODES:
             code = UNSAFE
     known = (lower, code)
