@@ -71,6 +71,7 @@ class Listener(Section):
     impossible: ClassVar[tuple[str, ...]] = ()
     because: ClassVar[str] = ""
     shows: ClassVar[tuple[str, ...]] = ("source",)  # persistence keys and facts to hash that its connections have
+    ends_tls: ClassVar[bool] = True  # whether TLS can end there
     alpn: ClassVar[tuple[str, ...]] = ()  # what is spoken over TLS in ALPN's names, the preferred one first
 
     name: Name = Field(description="The listener's name, once in the file.")
@@ -94,6 +95,8 @@ class Listener(Section):
             if not address.path and address.port == 0:
                 message = "port 0 lets the kernel choose, another one for each worker: good for tests only"
                 reading.warning((*self.place, "bind", number), message)
+        if self.tls is not None and not self.ends_tls:
+            self.complain(reading, f"{self.kind} does not end TLS: leave it out, or choose another protocol", "tls")
         for number, name in enumerate((self.tls.alpn if self.tls is not None else None) or ()):
             if name not in self.alpn:
                 message = f"{name} is not spoken here and not offered; known: {', '.join(self.alpn) or 'none'}"

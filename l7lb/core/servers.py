@@ -24,7 +24,6 @@ class ServerState:
         "_disabled",
         "_takes_new",
         "active",
-        "config",
         "dialer",
         "ejected",
         "failures",

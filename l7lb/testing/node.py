@@ -1,9 +1,9 @@
 """A whole node inside a test: the real data path over real sockets, with servers that the test holds in its hands.
 
-The configuration is the one that would run. Three things are replaced in it: every bind by a free port of the
+The configuration is the one that would run. Some things are replaced in it: every bind by a free port of the
 loopback interface (unix sockets by one in a temporary folder), every server by a scripted one of the same name that
-answers 200 by itself, and the access log by ``records``. Health, drains and weights are set by hand and take effect at
-once; no check runs, nothing is resolved, no other process is started.
+answers 200 by itself and speaks no TLS, and the access log by ``records``. Health, drains and weights are set by hand
+and take effect at once; no check runs, nothing is resolved, no other process is started.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,6 +37,7 @@ from l7lb.testing.exchange import Browser, Exchange, HeaderLines, exchange
 from l7lb.testing.http import HttpServer
 from l7lb.testing.playbook import Playbook, Split
 from l7lb.testing.servers import ScriptedServer
+from l7lb.testing.tls import TlsWire
 from l7lb.testing.wire import PATIENCE, TURNS, Transcript, Unexpected, Wire
 
 BACKLOG = 512
@@ -48,7 +50,8 @@ class Node:
     ConfigurationError with every problem when it is entered.
 
     ``servers`` maps ``pool/name`` to the :class:`HttpServer` that stands for it, ``records`` holds the access records
-    as they are written, ``results`` what passive health was told.
+    as they are written, ``results`` what passive health was told. With ``server_tls`` servers are spoken to by TLS
+    where the configuration says so, and the test must answer it.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class Node:
         *,
         protocols: Mapping[str, ProtocolSpec] | None = None,
         patience: float = PATIENCE,
+        server_tls: bool = False,
     ) -> None:
         self.patience = patience
+        self._server_tls = server_tls
         self.servers: dict[str, HttpServer] = {}
         self.records: list[AccessRecord] = []
         self.results: list[ServerResult] = []
@@ -163,8 +168,10 @@ class Node:
         listener: str = "",
         source: str = "",
     ) -> Exchange:
-        """One HTTP request over a connection of its own. The URL's host goes into Host, whatever the port."""
-        async with await self.connect(listener, source=source) as wire:
+        """One HTTP request over a connection of its own, with TLS where the listener ends it; its certificate is not
+        verified. The URL's host goes into Host, whatever the port.
+        """
+        async with await self._dial(listener, source=source) as wire:
             return await exchange(wire, self.servers, method, url, headers, body)
 
     async def get(self, url: str, headers: HeaderLines = (), *, listener: str = "", source: str = "") -> Exchange:
@@ -179,7 +186,16 @@ class Node:
 
     def browser(self, listener: str = "", *, source: str = "") -> Browser:
         """A client that keeps its connection and its cookies."""
-        return Browser(partial(self.connect, listener, source=source), self.servers)
+        return Browser(partial(self._dial, listener, source=source), self.servers)
+
+    async def _dial(self, listener: str, source: str) -> Wire:
+        wire = await self.connect(listener, source=source)
+        if next(one for one in self.snapshot.listeners if listener in ("", one.name)).tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return await TlsWire.over(wire, context)
+        return wire
 
     async def play(self, playbook: str | Playbook, split: Split | None = None) -> Transcript:
         """Perform a playbook; see :mod:`l7lb.testing.playbook`."""
@@ -307,7 +323,8 @@ class Node:
         if key not in self.servers:
             made = self.servers[key] = HttpServer(key, patience=self.patience)
             made.listen()
-        return msgspec.structs.replace(server, address=self.servers[key].address)
+        tls = server.tls if self._server_tls else None
+        return msgspec.structs.replace(server, address=self.servers[key].address, tls=tls)
 
     def _bind(self, key: str, wanted: Address) -> Address:
         if key not in self._binds:

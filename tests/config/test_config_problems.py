@@ -171,13 +171,24 @@ HTTP = [
     ("proxy_protocol: {from: [▸127.0.0.1/8]}", "has bits set behind its prefix"),
     ("proxy_protocol: {from: [127.0.0.1], ▸form: [127.0.0.2]}", '"form" is not known here; did you mean "from"?'),
     ('proxy_protocol: {from: ["unix:"], header_bytes: ▸100B}', "100B is not between 536B and"),
-    ("▸tls: {}", '"tls" is not known here; known: '),
+    ("tls: ▸{}", '"certificates" is missing: '),
+    ("tls: {certificates: ▸[]}", "is empty"),
+    ("tls: {certificates: [{cert: ▸none.pem, key: none.key}]}", "none.pem: there is no such file"),
+    ("tls: {certificates: [▸{cert: none.pem, ocsp: none.der}]}", '"key" is missing'),
+    ("tls: {certificates: [{cert: ▸none.pem, key: none.key}], min_version: '1.2', max_version: '1.3'}", "no such file"),
+    ("tls: {certificates: [{cert: ▸none.pem, key: none.key}], alpn: [http/1.1]}", "none.pem: there is no such file"),
+    ("tls: {certificates: [{cert: ▸none.pem, key: none.key}], session_tickets: off}", "there is no such file"),
+    ("tls: {session_tickets: ▸maybe, certificates: [{cert: ▸a, key: b}]}", '"maybe" is not known; known: shared, off'),
+    ("tls: {client_certificate: ▸never, certificates: [{cert: ▸a, key: b}]}", '"never" is not known; known: required'),
+    ("tls: {client_ca: ▸[], certificates: [{cert: ▸a, key: b}]}", "must be text"),
+    ("tls: {ciphers: ▸AES, certificates: [{cert: ▸a, key: b}]}", "must be a list"),
+    ("tls: {alpn: [▸'h 2'], certificates: [{cert: ▸a, key: b}]}", '"h 2" is not the name of a protocol'),
 ]
 
 
 @pytest.mark.parametrize(("keys", "message"), HTTP, ids=[keys[:40] for keys, _ in HTTP])
 def test_http_listeners(keys: str, message: str) -> None:
-    check(listener(keys), message)
+    check(listener(keys), message, *["there is no such file"] * keys.count("cert: ▸a"))
 
 
 RULES = [
@@ -432,6 +443,11 @@ def test_pools(case: tuple[str, ...]) -> None:
 
 
 SERVERS = [
+    ("{name: a, address: 'a:1', tls: ▸true}", "must be a mapping, not true; its keys: ca, server_name, verify"),
+    ("{name: a, address: 'a:1', tls: {ca: ▸none.pem}}", "none.pem: there is no such file"),
+    ("{name: a, address: 'a:1', tls: {server_name: ▸'a b'}}", '"a b" is not a host name'),
+    ("{name: a, address: 'a:1', tls: {verify: ▸'no'}}", 'must be true or false, not "no"'),
+    ("{name: a, address: 'a:1', tls: {certificate: ▸{cert: a}}}", '"key" is missing'),
     ("▸", "is empty: give at least one"),
     ("▸5", "must be a mapping, not the number 5; its keys: name, address, weight"),
     ('▸{address: "192.0.2.1:80"}', '"name" is missing: the server\'s name'),

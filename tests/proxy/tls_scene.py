@@ -66,4 +66,8 @@ async def dial(node: Node, name: str = "example.com", listener: str = "", cut: i
     """A client's connection with its handshake done."""
     context = values.pop("context", None) or client_context()
     wire = await node.connect(listener)
-    return await TlsWire.over(wire, context, server_hostname=name, cut=cut, **values)
+    try:
+        return await TlsWire.over(wire, context, server_hostname=name, cut=cut, **values)
+    except BaseException:
+        wire.close()
+        raise

@@ -25,6 +25,7 @@ class TlsPassthroughListener(Listener):
     """Clients of any protocol over TLS, which is passed through and routed by what its handshake shows."""
 
     kind: ClassVar[str] = "tls-passthrough"
+    ends_tls: ClassVar[bool] = False
     conditions: ClassVar[tuple[str, ...]] = ("sni", "alpn", "source")
     impossible: ClassVar[tuple[str, ...]] = HTTP_ONLY
     shows: ClassVar[tuple[str, ...]] = ("tls_session", "sni", "alpn", "source")
