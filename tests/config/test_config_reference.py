@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from config_marking import MARK
 from config_reference import Schema, deref, sections
-from test_config_problems import HTTP, NODE, POOLS, RULES, STREAMS
+from test_config_problems import HTTP, NODE, POOLS, RULES, SERVERS, STREAMS
 
 from l7lb.config import json_schema, load
 from l7lb.config.checks import ROWS
@@ -153,7 +153,8 @@ def test_every_field_of_the_access_log_is_documented() -> None:
 
 def test_every_table_of_mistakes_is_long() -> None:
     """The parametrised cases are where the keys are tried one by one: each key of the schema is in some of them."""
-    cases = " ".join(str(case[0]) for cases in (NODE, HTTP, RULES, POOLS) for case in cases).replace(MARK, "")
+    whole = (NODE, HTTP, RULES, POOLS, SERVERS)
+    cases = " ".join(str(case[0]) for table in whole for case in table).replace(MARK, "")
     cases += " ".join(case[1] for case in STREAMS)
     keys = {
         key
