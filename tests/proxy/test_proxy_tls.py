@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Run
 from proxy_scene import GET, connections, quiet
 from tls_scene import client_context, dial, tls_config
 
 from l7lb.proxy import counts as columns
 from l7lb.testing import Node
 
+Run = Callable[[Coroutine[Any, Any, None]], None]
 BODY = bytes(range(256)) * 4096  # 1 MiB, in which every byte's place shows
 
 
