@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from l7lb.core.facts import Facts
+from l7lb.core.keys import address_key, digest
 from l7lb.core.snapshot import (
     Address,
     HeaderKey,
@@ -29,7 +30,6 @@ from l7lb.core.snapshot import (
 )
 from l7lb.core.snapshot import Tables as Limits
 from l7lb.persistence import Tables, make_stickiness
-from l7lb.persistence.stickiness import address_key, digest
 from l7lb.persistence.table import Table
 
 BYTES_LIMIT = 250.0

@@ -14,6 +14,7 @@ from typing import Any
 
 from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.document import Items, Mapping, Path
+from l7lb.config.limits import Limit
 from l7lb.config.listeners import Listener
 from l7lb.config.model import Admin, Configuration
 from l7lb.config.pools import Pool, Server
@@ -21,7 +22,7 @@ from l7lb.config.routes import ACTIONS, Route
 from l7lb.config.section import Reading
 from l7lb.config.wording import choice, quoted
 
-ROWS = 16_383  # listeners, pools and servers together: the rows of the shared counts
+ROWS = 16_383  # listeners, limits, pools and servers together: the rows of the shared counts
 
 
 def check_all(reading: Reading) -> None:
@@ -125,9 +126,11 @@ def _binds(reading: Reading) -> None:
 
 
 def _size(reading: Reading) -> None:
-    count = sum(isinstance(section, Listener | Pool | Server) for section in reading.sections)
+    count = sum(isinstance(section, Limit | Listener | Pool | Server) for section in reading.sections)
     if count > ROWS:
-        message = f"{count:,} listeners, pools and servers together are more than the {ROWS:,} that a node can count"
+        message = (
+            f"{count:,} listeners, limits, pools and servers together are more than the {ROWS:,} that a node can count"
+        )
         reading.problem(("pools",), message, key=True)
 
 

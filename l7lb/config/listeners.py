@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import msgspec
 from pydantic import Field
 
 from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.fields import Bind, Name, Source
+from l7lb.config.limits import Countable, Limits, check_limits, compile_limits
 from l7lb.config.routes import Route
 from l7lb.config.section import Reading, Section
 from l7lb.config.tls import Tls
@@ -73,6 +75,8 @@ class Listener(Section):
     shows: ClassVar[tuple[str, ...]] = ("source",)  # persistence keys and facts to hash that its connections have
     ends_tls: ClassVar[bool] = True  # whether TLS can end there
     alpn: ClassVar[tuple[str, ...]] = ()  # what is spoken over TLS in ALPN's names, the preferred one first
+    countable: ClassVar[Countable] = {"connections": ("source", "listener")}  # what can be limited
+    countable_by_rule: ClassVar[Countable] = countable  # ... once a rule has matched
 
     name: Name = Field(description="The listener's name, once in the file.")
     protocol: Name = Field(description="What clients speak there.")
@@ -86,6 +90,7 @@ class Listener(Section):
     proxy_protocol: ProxyProtocol | None = Field(
         default=None, description="Proxies in front that tell who their clients are; without it, nobody is believed."
     )
+    limit: Limits | None = Field(default=None, description="How often clients may come, one limit or several.")
     timeouts: ListenerTimeouts = Field(default=ListenerTimeouts(), description="How long a client may take.")
     tls: Tls | None = Field(default=None, description="TLS ends here; without it, clients speak in the clear.")
 
@@ -103,6 +108,13 @@ class Listener(Section):
                 reading.warning((*self.place, "tls", "alpn", number), message)
         for route in self.routes:
             self._check_route(route, reading)
+        self._check_limits(reading)
+
+    def _check_limits(self, reading: Reading) -> None:
+        """Report what this protocol doesn't count."""
+        check_limits(self.limit, self.countable, self.kind, reading)
+        for route in self.routes:
+            check_limits(route.limit, self.countable_by_rule, self.kind, reading)
 
     def _check_route(self, route: Route, reading: Reading) -> None:
         """Report what this protocol's rules can't match or do."""
@@ -131,6 +143,7 @@ class Listener(Section):
             "handshake": self.timeouts.handshake,
             "proxy_protocol": self.proxy_protocol.compiled() if self.proxy_protocol else None,
             "tls": self.tls.compiled(reading, self.alpn) if self.tls is not None else None,
+            "limits": compile_limits(self.limit, self.name, self.countable),
         }
 
     def addresses(self, base: Path) -> tuple[snapshot.Address, ...]:
@@ -141,7 +154,11 @@ class Listener(Section):
         """The rules with their numbers and lines."""
         file = Path(reading.file).name
         return tuple(
-            route.compiled(number, f"{file}:{reading.line(route.place)}") for number, route in enumerate(self.routes, 1)
+            msgspec.structs.replace(
+                route.compiled(number, f"{file}:{reading.line(route.place)}"),
+                limits=compile_limits(route.limit, f"{self.name}/rule-{number}", self.countable_by_rule),
+            )
+            for number, route in enumerate(self.routes, 1)
         )
 
     def pools(self) -> set[str]:

@@ -25,6 +25,7 @@ from l7lb.config.fields import (
     Source,
     ValueGlob,
 )
+from l7lb.config.limits import Limits
 from l7lb.config.section import Reading, Section
 from l7lb.config.wording import quoted, wrong
 from l7lb.core import snapshot
@@ -208,6 +209,9 @@ class Route(Section):
     )
     respond: Respond | None = Field(default=None, description="Answer here.")
     redirect: Redirect | None = Field(default=None, description="Answer with a redirection.")
+    limit: Limits | None = Field(
+        default=None, description="How often what matches may come, one limit or several, beside the listener's."
+    )
     rewrite: Rewrite | None = Field(default=None, description="Another path or host for the server.")
     set_headers: SetHeaders = Field(
         default={}, description="Headers of the request, set for the server in place of the client's."

@@ -18,11 +18,11 @@ LARGEST = ROWS - 1  # rows that can be given away
 
 
 class NoRowLeft(L7lbError):
-    """More listeners, pools and servers than the shared counts have rows for."""
+    """More listeners, limits, pools and servers than the shared counts have rows for."""
 
 
 class Slots:
-    """The map from name to row. Names are unique over listeners, pools and servers: see the functions below."""
+    """The map from name to row. Names are unique over listeners, limits, pools and servers: see the functions below."""
 
     def __init__(self, rows: int = ROWS) -> None:
         self._rows = rows
@@ -45,7 +45,8 @@ class Slots:
         wanted = list(dict.fromkeys(names))
         if len(wanted) > self._rows - 1:
             raise NoRowLeft(
-                f"{len(wanted)} listeners, pools and servers are more than the {self._rows - 1} that can be counted"
+                f"{len(wanted)} listeners, limits, pools and servers are more than the {self._rows - 1} that can be "
+                "counted"
             )
         before = dict(self._used), dict(self._retired)
         keep = set(wanted)
@@ -94,6 +95,11 @@ def _cleared(slot: int, counts: Counts | None) -> int:
 def listener_name(name: str) -> str:
     """A listener's name among the slots."""
     return f"listener {name}"
+
+
+def limit_name(name: str) -> str:
+    """A rate limit's name among the slots."""
+    return f"limit {name}"
 
 
 def pool_name(name: str) -> str:

@@ -42,6 +42,7 @@ class Failure(Enum):
     QUEUE_FULL = ("queue-full", Owner.POLICY, "all servers are at their limit and the queue is full")
     QUEUE_TIMEOUT = ("queue-timeout", Owner.POLICY, "all servers stayed at their limit for the queue's time")
     CONNECTION_LIMIT = ("connection-limit", Owner.POLICY, "the listener's connection limit is reached")
+    RATE_LIMITED = ("rate-limited", Owner.POLICY, "this comes too often: a rate limit is reached")
     SHUTDOWN = ("shutdown", Owner.POLICY, "the node is shutting down")
 
     CONNECT_REFUSED = ("connect-refused", Owner.SERVER, "the server refused the connection")

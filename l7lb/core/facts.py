@@ -20,10 +20,12 @@ class Facts:
 
     ``source`` is the client's address as text without port (the one a trusted proxy told, if any);
     ``host`` and ``path`` are normalised: lower case without port, and without dot segments.
-    A fact that a protocol does not have is empty.
+    A fact that a protocol does not have is empty. ``wait`` is there only where a rate limit refused them: in how many
+    seconds it would not.
     """
 
-    __slots__ = ("host", "listener", "method", "path", "protocol", "scheme", "source")
+    __slots__ = ("host", "listener", "method", "path", "protocol", "scheme", "source", "wait")
+    wait: float
 
     def __init__(self, protocol: str, listener: str, source: str) -> None:
         self.protocol = protocol

@@ -35,6 +35,24 @@ class FactName(msgspec.Struct, frozen=True):
         return f"{self.kind} {self.name}" if self.name else self.kind
 
 
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """How often those of the same ``key`` may come: ``rate`` a second on average, ``burst`` at once.
+
+    ``name`` tells it from all others and stays the same when rate and burst change; ``of`` is what is counted:
+    ``requests``, ``connections`` or ``logins``. ``size`` bounds the keys that are remembered.
+    """
+
+    name: str
+    of: str
+    key: FactName
+    rate: float
+    burst: float
+    prefix4: int = 32
+    prefix6: int = 64
+    size: int = 100_000
+    slot: int = 0
+
+
 # --- routes ---------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +123,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     remove_headers: tuple[str, ...] = ()
     set_response_headers: tuple[tuple[str, str], ...] = ()
     remove_response_headers: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 # --- TLS ------------------------------------------------------------------------------------------------------
@@ -204,6 +223,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     client_first: bool = True  # whether the client speaks first
     tls: ListenerTls | None = None
     settings: dict[str, Any] = {}
+    limits: tuple[Limit, ...] = ()
     slot: int = 0
 
 

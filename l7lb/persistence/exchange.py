@@ -43,6 +43,13 @@ class Sender:
         async with asyncio.timeout(STALL):
             await self._writer.drain()
 
+    def post(self, message: FromState) -> bool:
+        """Send it without waiting; False where the other side is behind, and it was left out."""
+        if self._writer.transport.get_write_buffer_size() > BUFFER:
+            return False
+        self._writer.write(frame(message))
+        return True
+
     async def teach(self, table: Table) -> int:
         """Tell the whole table; returns the sequence number that this reaches."""
         reaches = table.sequence

@@ -1,4 +1,4 @@
-"""A worker's link to the node's state process: own changes out, others' in.
+"""A worker's link to the node's state process: own changes and spendings out, others' in.
 
 The worker never waits for it. Without a state process it goes on with its replicas; when there is one again it
 teaches it what it holds. Changes leave some milliseconds after they were made, the latest of each key only.
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from l7lb.core.unixpath import short_path
+from l7lb.limits import Limits
 from l7lb.persistence.exchange import STALL, Sender, receive, together
 from l7lb.persistence.messages import (
     ALL,
@@ -23,17 +24,21 @@ from l7lb.persistence.messages import (
     PROTOCOL,
     BadMessage,
     Changes,
+    Counted,
+    Debts,
     Follow,
     FromState,
     Join,
     Leave,
     Refused,
     Seen,
+    Spent,
     Taught,
     Welcome,
     check_changes,
     from_state,
 )
+from l7lb.persistence.spending import WorkerSpending
 from l7lb.persistence.table import Table
 from l7lb.persistence.tables import Tables
 
@@ -67,8 +72,9 @@ class StateLink:
     ``synced`` is set once every table of the worker has been taught: before, users known to the node may be new here.
     """
 
-    def __init__(self, tables: Tables, socket_path: str | Path) -> None:
+    def __init__(self, tables: Tables, socket_path: str | Path, limits: Limits | None = None) -> None:
         self.tables = tables
+        self._spending = WorkerSpending(limits if limits is not None else Limits(), tables.origin)
         self.path = Path(socket_path)
         self.connected = False
         self.synced = asyncio.Event()
@@ -111,17 +117,19 @@ class StateLink:
             await sender.send(Join(PROTOCOL, self.tables.origin, self._incarnation))
             async with asyncio.timeout(STALL):
                 answer = from_state.decode(await receive(reader))
-            self._welcomed(answer)
-            await together(self._read(reader), self._write(sender))
+            new = self._welcomed(answer)
+            await together(self._read(reader), self._write(sender), self._spending.run(sender, teach=new))
         finally:
             writer.transport.abort()
 
-    def _welcomed(self, answer: object) -> None:
+    def _welcomed(self, answer: object) -> bool:
+        """Raises NoState where we aren't; returns whether this state process knows nothing of us."""
         if isinstance(answer, Refused):
             raise NoState(answer.reason)
         if not isinstance(answer, Welcome) or answer.protocol != PROTOCOL:
             raise NoState("it speaks another protocol")
-        if answer.incarnation != self._incarnation:
+        new = answer.incarnation != self._incarnation
+        if new:
             self._incarnation = answer.incarnation
             self._positions.clear()
         for position in self._positions.values():
@@ -131,6 +139,7 @@ class StateLink:
         if self._said:
             self._said = ""
             log.info("joined the state process again")
+        return new
 
     def _ours(self, delta: tuple[bytes, str, int, int]) -> bool:
         return delta[3] == self.tables.origin
@@ -189,6 +198,9 @@ class StateLink:
     def _apply(self, message: FromState) -> None:
         if isinstance(message, (Welcome, Refused)):
             raise BadMessage("a second answer to the same question")
+        if isinstance(message, (Spent, Counted, Debts)):
+            self._spending.apply(message)
+            return
         table = self.tables.get(message.table)
         position = self._positions.get(table) if table is not None else None
         if table is None or position is None:
@@ -213,7 +225,10 @@ class StateLink:
 
     async def _keep_house(self) -> None:
         while True:
-            busy = self.tables.tick(time.monotonic())
+            now = time.monotonic()
+            busy = self.tables.tick(now)
+            if not busy:
+                self._spending.limits.tick(now)
             if len(self._followed) > len(self.tables.held()):
                 self._wake.set()  # nobody says when a table is let go
             await asyncio.sleep(BUSY_TICK if busy else TICK)

@@ -1,4 +1,5 @@
-"""What the node's state process and its workers tell one another about sticky tables, over a unix stream socket.
+"""What the node's state process and its workers tell one another about sticky tables and limits, over a unix stream
+socket.
 
 Each message is MessagePack behind its length in four bytes, big end first. The worker begins::
 
@@ -11,6 +12,12 @@ Each message is MessagePack behind its length in four bytes, big end first. The 
                             <-      Seen
     Leave                   ->
 
+    Hold (for each limit)   ->
+                            <-      Debts, what is known of its keys
+    Spent                   ->
+                            <-      Counted; and to all other workers the same Spent
+    Debts (to a new state)  ->
+
 An *incarnation* is one life of the state process; sequence numbers mean something only in one incarnation. A worker
 that joins the one it knew goes on where it was; one that meets a new incarnation teaches it all that it holds. Times
 in changes are ticks of the monotonic clock, which all processes of a node share.
@@ -22,11 +29,13 @@ from collections.abc import Iterator
 
 import msgspec
 
+from l7lb.limits.registry import Spending
 from l7lb.persistence.table import KEY_LIMIT, Delta
 
-PROTOCOL = 1  # grows when the messages change, so that versions don't talk past one another
+PROTOCOL = 2  # grows when the messages change, so that versions don't talk past one another
 LIMIT = 1 << 20  # bytes of one message
 CHUNK = 128  # changes in one message: decoded and merged in half a millisecond
+SPENDINGS = 256  # spendings or debts in one message
 NAME_LIMIT = 1024  # bytes of a table's or server's name
 ALL = -1  # instead of a sequence number: part of a teaching
 
@@ -92,8 +101,46 @@ class Seen(msgspec.Struct, tag="seen"):
     reaches: int
 
 
-FromWorker = Join | Follow | Leave | Changes | Taught
-FromState = Welcome | Refused | Changes | Taught | Seen
+class Hold(msgspec.Struct, tag="hold"):
+    """The worker has this limit. Said again when it has changed."""
+
+    limit: str
+    rate: float
+    burst: float
+    size: int
+
+
+class Spent(msgspec.Struct, tag="spent"):
+    """What the process ``origin`` admitted since its last one: limits, keys and how many of each.
+
+    Numbers count up by one in each origin. Amounts are added, so one that was heard before (a number that is not
+    greater) is passed over; a column for each origin, and nobody overwrites another's.
+    """
+
+    origin: int
+    number: int
+    spendings: list[Spending]
+
+
+class Counted(msgspec.Struct, tag="counted"):
+    """The worker's spendings have been heard up to this number."""
+
+    number: int
+
+
+class Debts(msgspec.Struct, tag="debts"):
+    """What keys of a limit owe now; the greater of what both sides know holds.
+
+    To a worker: its spendings up to ``number`` are in them, those after that come on top.
+    """
+
+    limit: str
+    debts: list[tuple[bytes, float]]
+    number: int = 0
+
+
+FromWorker = Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts
+FromState = Welcome | Refused | Changes | Taught | Seen | Spent | Counted | Debts
 
 encoder = msgspec.msgpack.Encoder()
 from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
@@ -125,3 +172,21 @@ def check_changes(message: Changes) -> None:
     for key, server, _, origin in message.deltas:
         if not 0 < len(key) <= KEY_LIMIT or len(server) > NAME_LIMIT or not 0 < origin < 1 << 32:
             raise BadMessage("a change with an impossible key, server's name or origin")
+
+
+def check_spent(message: Spent) -> None:
+    """Raises BadMessage where names, keys or amounts are out of bounds."""
+    if len(message.spendings) > SPENDINGS:
+        raise BadMessage(f"{len(message.spendings)} spendings in a message")
+    for name, key, count in message.spendings:
+        if not 0 < len(name) <= NAME_LIMIT or not 0 < len(key) <= KEY_LIMIT or not 0 < count < 1 << 32:
+            raise BadMessage("a spending with an impossible limit, key or amount")
+
+
+def check_debts(message: Debts) -> None:
+    """Raises BadMessage where keys or amounts are out of bounds."""
+    if len(message.debts) > SPENDINGS or not 0 < len(message.limit) <= NAME_LIMIT:
+        raise BadMessage(f"{len(message.debts)} debts in a message, or of an impossible limit")
+    for key, debt in message.debts:
+        if not 0 < len(key) <= KEY_LIMIT or not 0.0 < debt < 1e12:
+            raise BadMessage("a debt with an impossible key or amount")

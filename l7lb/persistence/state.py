@@ -39,18 +39,23 @@ from l7lb.persistence.messages import (
     PROTOCOL,
     BadMessage,
     Changes,
+    Counted,
+    Debts,
     Follow,
     FromWorker,
+    Hold,
     Join,
     Leave,
     Refused,
     Seen,
+    Spent,
     Taught,
     Welcome,
     check_changes,
     from_worker,
 )
 from l7lb.persistence.save import Clock, CorruptFile, load, save
+from l7lb.persistence.spending import StateSpending
 from l7lb.persistence.table import MAX_SIZE, Table
 from l7lb.persistence.tables import new_origin
 
@@ -87,6 +92,8 @@ class Worker:
     sender: Sender
     following: dict[str, Following] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    holds: set[str] = field(default_factory=set)  # names of limits
+    behind: bool = False  # it missed spendings, and must be taught the debts
 
 
 class StateProcess:
@@ -94,6 +101,7 @@ class StateProcess:
 
     def __init__(self, listening: socket.socket, save_path: Path | None, size: int) -> None:
         self.tables: dict[str, Table] = {}
+        self.spending = StateSpending()
         self.workers: set[Worker] = set()
         self.ending = asyncio.Event()
         self._listening = listening
@@ -156,6 +164,7 @@ class StateProcess:
                 if not len(table) and not any(table.name in worker.following for worker in self.workers):
                     self._forgotten_changes += table.sequence
                     del self.tables[table.name]
+            self.spending.tick(now, set().union(*(worker.holds for worker in self.workers)))
             for worker in self.workers:
                 worker.wake.set()  # it is told how far its changes were merged
             if self.workers or os.getppid() == self._parent:
@@ -261,8 +270,29 @@ class StateProcess:
                     following.seen = message.reaches
             case Taught():
                 self._followed(message.table, worker)[1].seen = message.reaches
+            case Hold():
+                self._hold(message, worker)
+            case Spent():
+                self.spending.spent(message, lambda news: self._pass_on(news, worker))
+                worker.behind = not worker.sender.post(Counted(message.number)) or worker.behind
+            case Debts():
+                self.spending.learn(message)
             case Join():
                 raise BadMessage("it introduced itself twice")
+
+    def _hold(self, message: Hold, worker: Worker) -> None:
+        if not 0 < len(message.limit) <= NAME_LIMIT:
+            raise BadMessage("a limit with an impossible name")
+        self.spending.hold(message)
+        worker.holds.add(message.limit)
+        worker.behind = True  # it is taught what is owed
+        worker.wake.set()
+
+    def _pass_on(self, message: Spent, but: Worker) -> None:
+        for worker in self.workers:
+            if worker is not but and worker.holds and not worker.sender.post(message):
+                worker.behind = True
+                worker.wake.set()
 
     def _follow(self, message: Follow, worker: Worker) -> None:
         if not 0 < len(message.table) <= NAME_LIMIT:
@@ -302,6 +332,9 @@ class StateProcess:
             await worker.wake.wait()
             await asyncio.sleep(RELAY)
             worker.wake.clear()
+            if worker.behind:
+                worker.behind = False
+                await self._teach_debts(worker)
             for name, following in list(worker.following.items()):
                 table = self.tables.get(name)
                 if table is None:
@@ -313,6 +346,11 @@ class StateProcess:
                 if following.told != following.seen:
                     following.told = following.seen
                     await worker.sender.send(Seen(name, following.seen))
+
+    async def _teach_debts(self, worker: Worker) -> None:
+        for name in sorted(worker.holds):
+            for message in self.spending.debts(name, worker.origin):
+                await worker.sender.send(message)
 
 
 # --- the program ----------------------------------------------------------------------------------------------------

@@ -11,15 +11,14 @@ Tables hold no secrets: values of cookies and headers, and TLS sessions, are kep
 
 from __future__ import annotations
 
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from hashlib import blake2b
 
 from l7lb.core.contracts import Stickiness
 from l7lb.core.facts import Facts
+from l7lb.core.keys import address_key, digest, session_digest
 from l7lb.core.snapshot import (
     HeaderKey,
     InsertedCookie,
@@ -38,7 +37,6 @@ Offer = tuple[str, str]  # a server's name, and the kind of key that names it
 TOKEN = 10  # bytes of the inserted cookie's token; it has twice as many hexadecimal digits
 VALUES = 8  # of one cookie that are looked at in a request
 SET_COOKIES = 64  # that are looked at in an answer
-DIGEST = 15  # bytes; one less than would seem natural, since with it an entry takes 16 bytes less
 
 
 class Key(ABC):
@@ -337,43 +335,3 @@ def set_cookie(config: InsertedCookie, value: bytes, secure: bool) -> bytes:
     if secure:
         parts.append("Secure")
     return "; ".join(parts).encode()
-
-
-@lru_cache(maxsize=1024)
-def digest(value: bytes) -> bytes:
-    """What stands for a cookie's or header's value in a table."""
-    return blake2b(value, digest_size=DIGEST, person=b"l7lb sticky").digest()
-
-
-def session_digest(value: bytes) -> bytes:
-    """What stands for a TLS session in a table. Nearly each is asked for once, so that none is remembered."""
-    return blake2b(value, digest_size=DIGEST, person=b"l7lb session").digest()
-
-
-@lru_cache(maxsize=1024)
-def address_key(source: str, prefix4: int, prefix6: int) -> bytes | None:
-    """What stands for an address in a table: four bytes for IPv4; for IPv6 a ``6`` and the bytes of the prefix.
-
-    An IPv4 address mapped into IPv6 (RFC 4291, section 2.5.5.2) is the IPv4 address. None for what is no address,
-    such as a unix socket.
-    """
-    try:
-        if ":" not in source:
-            packed = socket.inet_pton(socket.AF_INET, source)
-        else:
-            packed = socket.inet_pton(socket.AF_INET6, source.partition("%")[0])
-    except (OSError, ValueError):
-        return None
-    packed = packed.removeprefix(_MAPPED)
-    if len(packed) == 4:
-        return packed if prefix4 >= 32 else _masked(packed, prefix4)
-    return b"6" + _masked(packed, prefix6)[: (prefix6 + 7) // 8]
-
-
-_MAPPED = bytes(10) + b"\xff\xff"
-
-
-def _masked(packed: bytes, prefix: int) -> bytes:
-    bits = len(packed) * 8
-    mask = ((1 << bits) - 1) ^ ((1 << (bits - prefix)) - 1)
-    return (int.from_bytes(packed, "big") & mask).to_bytes(len(packed), "big")

@@ -1,6 +1,7 @@
 """From facts to a server's connection: the one module that knows the order.
 
-    router -> persistence -> balancer -> connection limit and queue -> idle connection or a new one
+    rate limits -> router -> rate limits of the rule -> persistence -> balancer
+        -> connection limit and queue -> idle connection or a new one
 
 Each step is given facts and states and knows nothing of the others. A :class:`Ticket` is one request's way through
 them; it is the session's assignment once a connection is there.
@@ -16,12 +17,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from l7lb.core.actions import Action, NeedServer, Release
-from l7lb.core.contracts import Choice
+from l7lb.core.contracts import Choice, Peer
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
 from l7lb.core.messages import ServerResult
 from l7lb.core.servers import ServerState
 from l7lb.core.snapshot import Redirect
+from l7lb.limits import Gate
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
@@ -57,6 +59,13 @@ class Dispatcher:
         self._report = report
         self._logged: dict[str, float] = {}
 
+    def refuses(self, listener: ListenerState, peer: Peer, now: float) -> bool:
+        """Whether a limit of connections refuses this client."""
+        gate = listener.connection_gate
+        if gate is None:
+            return False
+        return self._limited(listener, gate, Facts(listener.config.protocol, listener.name, peer.client), now)
+
     # --- a request asks ---------------------------------------------------------------------------------------
 
     def need(self, connection: Connection, need: NeedServer, now: float) -> list[Action] | None:
@@ -66,9 +75,15 @@ class Dispatcher:
         if need.again is not None and previous is not None:
             return self._retry(previous, need, now)
         listener = connection.listener
+        if listener.gate is not None and self._limited(listener, listener.gate, facts, now):
+            return connection.session.failed(Failure.RATE_LIMITED, None, now)
         choice = listener.router.route(facts)
         if choice is None:
             return connection.session.failed(Failure.NO_ROUTE, None, now)
+        if listener.rule_gates is not None:
+            gate = listener.rule_gates.get(choice.route.number)
+            if gate is not None and self._limited(listener, gate, facts, now):
+                return connection.session.failed(Failure.RATE_LIMITED, choice, now)
         if choice.pool is None:
             action = choice.route.action
             if isinstance(action, Redirect):
@@ -86,6 +101,18 @@ class Dispatcher:
         ticket.careful = need.careful
         ticket.fresh = need.fresh
         return self.proceed(ticket, need.fresh, now)
+
+    def _limited(self, listener: ListenerState, gate: Gate, facts: Facts, now: float) -> bool:
+        """Whether a rate limit refuses these facts; then they say how long."""
+        wait = gate.wait(facts, now)
+        if not wait:
+            return False
+        facts.wait = wait
+        refused = gate.refused
+        assert refused is not None
+        self._cells[self._base + refused.slot * COLUMNS + columns.REFUSED] += 1
+        self._log(refused.name, f"listener {listener.name}: {facts.source} is over the limit {refused.name}", now)
+        return True
 
     def _rewrite(self, listener: ListenerState, choice: Choice, facts: Facts) -> None:
         rewrite = choice.route.rewrite

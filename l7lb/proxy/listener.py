@@ -19,6 +19,7 @@ from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
 from l7lb.core.snapshot import Listener
 from l7lb.core.tally import Tally, bucket_of
+from l7lb.limits import Gate
 from l7lb.proxy import counts as columns
 from l7lb.proxy.connection import Connection
 from l7lb.proxy.counts import Counts
@@ -35,6 +36,9 @@ LEAST_RESERVED = 8  # descriptors kept for connections to servers: a tenth, with
 MOST_RESERVED = 512
 COMPLAIN_SECONDS = 5.0
 
+# The limits of a listener's connections, those of its requests or logins, and those of its rules by their numbers.
+Gates = tuple[Gate | None, Gate | None, dict[int, Gate] | None]
+
 log = logging.getLogger("l7lb.listener")
 
 
@@ -44,14 +48,17 @@ class ListenerState:
     __slots__ = (
         "cells",
         "config",
+        "connection_gate",
         "connections",
         "counts",
         "factory",
         "failures",
+        "gate",
         "name",
         "record",
         "router",
         "row",
+        "rule_gates",
         "stages",
         "tally",
         "templates",
@@ -67,9 +74,11 @@ class ListenerState:
         timers: Timers,
         counts: Counts,
         record: Callable[[AccessRecord], None] | None,
+        gates: Gates,
     ) -> None:
         self.name = config.name
         self.config = config
+        self.connection_gate, self.gate, self.rule_gates = gates
         self.router = router
         self.factory = factory
         self.stages = stages
@@ -97,9 +106,11 @@ class ListenerState:
         factory: SessionFactory,
         stages: tuple[StageMaker, ...],
         record: Callable[[AccessRecord], None] | None,
+        gates: Gates,
     ) -> None:
         """Take over a new snapshot's form; its connections stay, and their next requests follow the new rules."""
         self.config = config
+        self.connection_gate, self.gate, self.rule_gates = gates
         self.router = router
         self.factory = factory
         self.stages = stages
@@ -276,6 +287,13 @@ class Acceptor:
         else:
             host = address[0].removeprefix("::ffff:") if address[0][:7] == "::ffff:" else address[0]
             peer = Peer(host, address[1], self._local, self._port)
+        if (
+            listener.connection_gate is not None
+            and listener.config.proxy_protocol is None  # else it is not known yet who that is
+            and self._dispatcher.refuses(listener, peer, now)
+        ):
+            sock.close()
+            return
         if listener.stages:
             connection = Connection(listener, self._dispatcher, sock, None, peer, now)
             listener.opened(connection)

@@ -204,6 +204,10 @@ class Opening:
         self.stop()
         connection = self.connection
         now = monotonic()
+        listener = connection.listener
+        if listener.config.proxy_protocol is not None and connection.dispatcher.refuses(listener, self.peer, now):
+            connection.close()
+            return
         connection.session = connection.listener.factory(self.peer, now)
         connection.phase = OPEN
         connection.open(now)

@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 import msgspec
@@ -21,13 +21,15 @@ from l7lb.core.dates import DATES
 from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
 from l7lb.core.record import AccessRecord
 from l7lb.core.servers import PoolState, ServerState
-from l7lb.core.snapshot import Listener, Pool, ServerTls, Snapshot
+from l7lb.core.snapshot import Limit, Listener, Pool, ServerTls, Snapshot
+from l7lb.limits import Gate, Limits
+from l7lb.limits.gate import Bound
 from l7lb.persistence import Tables, make_stickiness
 from l7lb.proxy import openssl, tls_opening
 from l7lb.proxy.accesslog import AccessLogWriter, timestamp
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
-from l7lb.proxy.listener import Acceptor, ListenerState
+from l7lb.proxy.listener import Acceptor, Gates, ListenerState
 from l7lb.proxy.opening import StageMaker
 from l7lb.proxy.proxyheader import proxy_stage
 from l7lb.proxy.tickets import PoolRuntime
@@ -59,6 +61,7 @@ class Runtime:
         tables: Tables,
         report: Callable[[ServerResult], None],
         observe: Callable[[AccessRecord], None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.loop = loop
         self.snapshot: Snapshot | None = None
@@ -69,6 +72,7 @@ class Runtime:
         self._protocols = protocols
         self._counts = counts
         self._tables = tables
+        self._limits = limits if limits is not None else Limits()
         self._observe = observe
         self._health: dict[tuple[str, str], ServerHealth] = {}
         self._by_bind: dict[str, ListenerState] = {}
@@ -94,6 +98,7 @@ class Runtime:
         stages = {listener.name: self._stages(listener, terminators) for listener in snapshot.listeners}
         routers = {listener.name: self._router(listener) for listener in snapshot.listeners}
         pools = {pool.name: self._pool(pool) for pool in snapshot.pools}
+        gates = {listener.name: self._gates(listener) for listener in snapshot.listeners}
         log = self._open_log(snapshot)
         # Nothing can fail from here on.
         self._terminators = terminators
@@ -118,9 +123,11 @@ class Runtime:
                     self.timers,
                     self._counts,
                     record,
+                    gates[config.name],
                 )
             else:
-                state.update(config, routers[config.name], factories[config.name], stages[config.name], record)
+                name = config.name
+                state.update(config, routers[name], factories[name], stages[name], record, gates[name])
             self.listeners[config.name] = state
         for state in before.values():
             self._leave(state)
@@ -164,6 +171,16 @@ class Runtime:
             state.dialer = None
         elif not isinstance(state.dialer, Dialer) or state.dialer.context is not self._server_contexts[tls]:
             state.dialer = Dialer(self._server_contexts[tls], tls.server_name)
+
+    def _gates(self, listener: Listener) -> Gates:
+        early = [limit for limit in listener.limits if limit.of == "connections"]
+        late = [limit for limit in listener.limits if limit.of != "connections"]
+        rules = {route.number: gate for route in listener.routes if (gate := self._gate(route.limits)) is not None}
+        return self._gate(early), self._gate(late), rules or None
+
+    def _gate(self, limits: Sequence[Limit]) -> Gate | None:
+        now = monotonic()
+        return Gate([Bound(one, self._limits.buckets(one, now)) for one in limits]) if limits else None
 
     def _router(self, listener: Listener) -> Router:
         """The listener's rules, compiled; those that stay the same are not compiled again, since many take long."""

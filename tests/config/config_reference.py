@@ -10,7 +10,7 @@ from typing import Any
 from l7lb.config import json_schema
 
 Schema = dict[str, Any]
-UNITS = {"(ms|s|m|h|d)$": "time", "TiB)$": "size", "%$": "percentage"}
+UNITS = {"/(s|m|h|d)$": "rate", "(ms|s|m|h|d)$": "time", "TiB)$": "size", "%$": "percentage"}
 
 
 def deref(node: Schema, root: Schema) -> Schema:

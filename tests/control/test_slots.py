@@ -46,7 +46,7 @@ def test_a_row_with_work_in_progress_is_not_given_away(counts: Counts) -> None:
 def test_more_names_than_rows_are_refused_and_change_nothing() -> None:
     slots = Slots(rows=3)
     before = slots.assign(["a", "b"], None)
-    with pytest.raises(NoRowLeft, match="3 listeners, pools and servers are more than the 2"):
+    with pytest.raises(NoRowLeft, match="3 listeners, limits, pools and servers are more than the 2"):
         slots.assign(["a", "b", "c"], None)
     assert slots.assign(["a", "b"], None) == before
 

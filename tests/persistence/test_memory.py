@@ -11,7 +11,7 @@ LIMIT = 250  # bytes an entry
 
 SCRIPT = """
 import sys
-from l7lb.persistence.stickiness import digest
+from l7lb.core.keys import digest
 from l7lb.persistence.table import Table
 
 def used():

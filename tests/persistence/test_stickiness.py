@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from sticky_helpers import Request, pool
 
 from l7lb.core.contracts import Stickiness
+from l7lb.core.keys import address_key, digest
 from l7lb.core.snapshot import HeaderKey, InsertedCookie, LearnedCookie, Pool, SourceKey
 from l7lb.core.snapshot import Tables as Limits
 from l7lb.persistence import Tables, make_stickiness
 from l7lb.persistence.setcookie import parse_set_cookie
-from l7lb.persistence.stickiness import address_key, digest, token
+from l7lb.persistence.stickiness import token
 
 COOKIE = InsertedCookie("L7LB")
 SESSION = LearnedCookie("SID", expire=60.0)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from l7lb.config.fields import TOKEN, TrustedNetwork
+from l7lb.config.limits import Countable
 from l7lb.config.listeners import Listener, ListenerLimits, ListenerTimeouts
 from l7lb.config.section import Reading, Section, seconds
 from l7lb.config.units import Duration, Size, within
@@ -109,6 +110,11 @@ class HttpListener(Listener):
     )  # fmt: skip
     because: ClassVar[str] = ", which belongs to TLS that is passed through"
     alpn: ClassVar[tuple[str, ...]] = ("http/1.1",)
+    countable: ClassVar[Countable] = {
+        "requests": ("source", "host", "path", "url", "method", "header", "cookie", "query", "listener"),
+        "connections": ("source", "listener"),
+    }
+    countable_by_rule: ClassVar[Countable] = {"requests": countable["requests"]}
 
     protocol: Literal["http"] = Field(description="What clients speak there.")
     forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on where a request comes from counts.")

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from l7lb.config.limits import Countable
 from l7lb.config.listeners import Listener, ListenerLimits, TunnelTimeouts
 from l7lb.config.routes import HTTP_ONLY
 from l7lb.config.section import Reading
@@ -29,6 +30,8 @@ class TlsPassthroughListener(Listener):
     conditions: ClassVar[tuple[str, ...]] = ("sni", "alpn", "source")
     impossible: ClassVar[tuple[str, ...]] = HTTP_ONLY
     shows: ClassVar[tuple[str, ...]] = ("tls_session", "sni", "alpn", "source")
+    countable: ClassVar[Countable] = {"connections": ("source", "sni", "alpn", "listener")}
+    countable_by_rule: ClassVar[Countable] = countable
     because: ClassVar[str] = ", since what is inside TLS is not decrypted"
 
     protocol: Literal["tls-passthrough"] = Field(description="What clients speak there.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http.client import responses
+from math import ceil
 
 from l7lb.core.errors import Failure
 
@@ -17,6 +18,7 @@ STATUS = {
     Failure.QUEUE_FULL: 503,
     Failure.QUEUE_TIMEOUT: 503,
     Failure.CONNECTION_LIMIT: 503,
+    Failure.RATE_LIMITED: 429,
     Failure.SHUTDOWN: 503,
     Failure.CONNECT_REFUSED: 503,
     Failure.CONNECT_TIMEOUT: 504,
@@ -28,7 +30,9 @@ STATUS = {
     Failure.SERVER_PROTOCOL: 502,
     Failure.BUG: 500,
 }
-RETRY_AFTER = frozenset([Failure.NO_SERVER, Failure.QUEUE_FULL, Failure.QUEUE_TIMEOUT, Failure.SHUTDOWN])
+RETRY_AFTER = frozenset(
+    [Failure.NO_SERVER, Failure.QUEUE_FULL, Failure.QUEUE_TIMEOUT, Failure.RATE_LIMITED, Failure.SHUTDOWN]
+)
 REASONS = {
     **{int(status): reason for status, reason in responses.items()},
     413: "Content Too Large",
@@ -84,8 +88,11 @@ def refusal(
     close: bool,
     keep: bool = False,
     head_only: bool = False,
+    wait: float = 1.0,
 ) -> bytes:
     """The answer to a failure: its status and, in one line, what happened and what would help.
+
+    ``wait`` is the seconds after which another try may help, where one can.
 
     It carries the request's ``identity``, by which an operator finds in the log what a user complains of.
     """
@@ -96,5 +103,5 @@ def refusal(
         ("X-Request-ID", identity.decode("latin-1")),
     )
     if failure in RETRY_AFTER:
-        headers = (*headers, ("Retry-After", "1"))
+        headers = (*headers, ("Retry-After", str(ceil(wait))))
     return answer(status, text.encode(), date, headers=headers, close=close, keep=keep, head_only=head_only)

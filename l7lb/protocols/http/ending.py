@@ -151,6 +151,7 @@ class HttpEnding(Session):
             close=close,
             keep=exchange.request.version == 10,
             head_only=head_only,
+            wait=exchange.facts.wait if failure is Failure.RATE_LIMITED else 1.0,
         )
         return self._answer_here(exchange, data, status, failure, close, now)
 

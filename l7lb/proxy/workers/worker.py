@@ -31,6 +31,7 @@ from l7lb.core import messages, snapshot
 from l7lb.core.contracts import ProtocolSpec
 from l7lb.core.messages import FromWorker, ToWorker
 from l7lb.core.unixpath import short_path
+from l7lb.limits import Limits
 from l7lb.persistence import Tables
 from l7lb.persistence.link import StateLink
 from l7lb.proxy.counts import Counts
@@ -62,7 +63,8 @@ class Worker:
         tables: Tables,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.runtime = Runtime(self.loop, protocols, counts, tables, self.report)
+        limits = Limits()
+        self.runtime = Runtime(self.loop, protocols, counts, tables, self.report, limits=limits)
         self.options = options
         self.directory = Path(options.directory)
         self.configured = asyncio.Event()
@@ -74,7 +76,7 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
         self._supervised = time.monotonic()
         self._tables = tables
-        self._state_link = StateLink(tables, self.directory / STATE_SOCKET)
+        self._state_link = StateLink(tables, self.directory / STATE_SOCKET, limits)
 
     async def run(self) -> None:
         """Work until told to leave, then until the last connection has ended or the time is over."""
