@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector as RegistryCollector
 from l7lb import __version__
 from l7lb.control import health as checks
 from l7lb.control.certificates import Expiry, expiries
+from l7lb.control.effective import limits_of_listener
 from l7lb.control.health import HealthMonitor
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator
@@ -46,6 +47,7 @@ LISTENER = (
     ("timeouts", columns.TIMEOUTS, "Requests that a time limit ended."),
     ("failed", columns.REFUSED, "Requests that failed otherwise: malformed, over a limit, no server."),
 )
+LIMIT = (("refused", columns.REFUSED, "Requests, connections or logins that the rate limit refused."),)
 SERVER = (
     ("connections", columns.CONNECTIONS, "Connections opened to the server."),
     ("reused", columns.REUSED, "Requests over a connection that was kept."),
@@ -66,6 +68,7 @@ class Gathered:
     snapshot: int
     listeners: list[Row] = field(default_factory=list)
     pools: list[Row] = field(default_factory=list)
+    limits: list[Row] = field(default_factory=list)
     servers: list[Row] = field(default_factory=list)
     server_gauges: list[tuple[Labels, dict[str, float]]] = field(default_factory=list)
     states: list[tuple[Labels, int]] = field(default_factory=list)  # pool and state: how many servers
@@ -86,6 +89,11 @@ def gather(
     found = Gathered(snapshot.node, str(status.get("state", "")), snapshot.version)
     found.listeners = [((one.name,), node.cells(one.slot)) for one in snapshot.listeners]
     found.pools = [((pool.name,), node.cells(pool.slot)) for pool in snapshot.pools]
+    found.limits = [
+        ((one.name, limit.name), node.cells(limit.slot))
+        for one in snapshot.listeners
+        for limit in limits_of_listener(one)
+    ]
     operator = Operator(node)
     states = {(pool.name, state): 0 for pool in snapshot.pools for state in STATES}
     for absent in node.absent:
@@ -156,6 +164,7 @@ class Collector(RegistryCollector):
         yield _handshakes("l7lb_listener", text, ("listener",), numbers.listeners)
         yield _responses("l7lb_listener", ("listener",), numbers.listeners)
         yield _durations("l7lb_listener", ("listener",), numbers.listeners)
+        yield from _counters("l7lb_limit", ("listener", "limit"), LIMIT, numbers.limits)
         yield _gauge("l7lb_pool_waiting", "Requests that wait for a server.", ("pool",), numbers.pools, columns.WAITING)
         yield from self._servers()
         yield from self._health()

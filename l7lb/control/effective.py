@@ -15,7 +15,7 @@ import msgspec
 
 from l7lb.control import slots as naming
 from l7lb.control.overrides import Overrides
-from l7lb.core.snapshot import Address, Limit, Pool, Server, Snapshot
+from l7lb.core.snapshot import Address, Limit, Listener, Pool, Server, Snapshot
 
 Key = tuple[str, str]  # the pool's name, the server's
 
@@ -143,21 +143,17 @@ def index(snapshot: Snapshot) -> dict[Key, Server]:
 def slot_names(snapshot: Snapshot) -> list[tuple[str, int]]:
     """Every name that has a row in the counts, and the row it has."""
     found = [(naming.listener_name(listener.name), listener.slot) for listener in snapshot.listeners]
-    found.extend((naming.limit_name(limit.name), limit.slot) for limit in limits_of(snapshot))
+    for listener in snapshot.listeners:
+        found.extend((naming.limit_name(limit.name), limit.slot) for limit in limits_of_listener(listener))
     for pool in snapshot.pools:
         found.append((naming.pool_name(pool.name), pool.slot))
         found.extend((naming.server_name(pool.name, server.name), server.slot) for server in pool.servers)
     return found
 
 
-def limits_of(snapshot: Snapshot) -> list[Limit]:
-    """The rate limits of all listeners and their rules."""
-    found: list[Limit] = []
-    for listener in snapshot.listeners:
-        found.extend(listener.limits)
-        for route in listener.routes:
-            found.extend(route.limits)
-    return found
+def limits_of_listener(listener: Listener) -> list[Limit]:
+    """The rate limits of a listener and its rules."""
+    return [*listener.limits, *(limit for route in listener.routes for limit in route.limits)]
 
 
 def with_slots(snapshot: Snapshot, slots: dict[str, int], version: int) -> Snapshot:

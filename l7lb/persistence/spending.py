@@ -77,7 +77,9 @@ class WorkerSpending:
         self._gather()
         debts = [message for one in self.limits.held() for message in self._confirmed(one)] if teach else []
         await self._hold(sender)
-        for message in (*debts, *self._unconfirmed):
+        for known in debts:
+            await sender.send(known)
+        for message in list(self._unconfirmed):
             await sender.send(message)
         while True:
             self._wake.clear()
