@@ -173,8 +173,8 @@ class Runtime:
             state.dialer = Dialer(self._server_contexts[tls], tls.server_name)
 
     def _gates(self, listener: Listener) -> Gates:
-        early = [limit for limit in listener.limits if limit.of == "connections"]
-        late = [limit for limit in listener.limits if limit.of != "connections"]
+        early = [one for one in listener.limits if one.of == "connections" and one.key.kind in ("source", "listener")]
+        late = [one for one in listener.limits if one not in early]
         rules = {route.number: gate for route in listener.routes if (gate := self._gate(route.limits)) is not None}
         return self._gate(early), self._gate(late), rules or None
 
