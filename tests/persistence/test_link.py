@@ -16,7 +16,19 @@ from l7lb.core.snapshot import Tables as Limits
 from l7lb.persistence import exchange
 from l7lb.persistence import state as state_module
 from l7lb.persistence import table as table_module
-from l7lb.persistence.messages import ALL, Changes, Follow, Join, Leave, Seen, Taught, Welcome, frame, from_state
+from l7lb.persistence.messages import (
+    ALL,
+    PROTOCOL,
+    Changes,
+    Follow,
+    Join,
+    Leave,
+    Seen,
+    Taught,
+    Welcome,
+    frame,
+    from_state,
+)
 from l7lb.persistence.state import AlreadyServed, StateProcess, listen
 from l7lb.persistence.table import Table
 
@@ -220,7 +232,7 @@ class Raw:
 async def raw(path: Path, join: bool = True, origin: int = 5) -> Raw:
     client = Raw(*await asyncio.open_unix_connection(str(path)))
     if join:
-        await client.say(frame(Join(1, origin, 0)))
+        await client.say(frame(Join(PROTOCOL, origin, 0)))
         assert isinstance(await client.hear(), Welcome)
     return client
 
@@ -228,7 +240,7 @@ async def raw(path: Path, join: bool = True, origin: int = 5) -> Raw:
 GARBAGE = {
     "garbage": b"GET / HTTP/1.1\r\n\r\n",
     "no MessagePack": b"\x00\x00\x00\x03abc",
-    "a state process's word": frame(Welcome(1, 1)),
+    "a state process's word": frame(Welcome(PROTOCOL, 1)),
     "too long": b"\xff\xff\xff\xff",
     "not introduced": frame(Leave("t")),
 }
@@ -248,7 +260,7 @@ async def test_nonsense_ends_the_connection_and_nothing_else(
 
 
 IMPOSSIBLE = {
-    "twice introduced": frame(Join(1, 5, 0)),
+    "twice introduced": frame(Join(PROTOCOL, 5, 0)),
     "table not held": frame(Changes("t", 1, [])),
     "taught but not held": frame(Taught("t", 1)),
     "no name": frame(Follow("", 1.0, 10, ALL)),
@@ -281,7 +293,7 @@ async def test_workers_are_limited(state: StateProcess, socket_path: Path, monke
     monkeypatch.setattr(state_module, "MAX_WORKERS", 1)
     first = await raw(socket_path)
     second = await raw(socket_path, join=False)
-    await second.say(frame(Join(1, 6, 0)))
+    await second.say(frame(Join(PROTOCOL, 6, 0)))
     assert "workers already" in str(await second.hear())
     assert await second.ends()
     first.writer.transport.abort()
@@ -290,7 +302,7 @@ async def test_workers_are_limited(state: StateProcess, socket_path: Path, monke
 async def test_another_protocol_is_refused(state: StateProcess, socket_path: Path) -> None:
     client = await raw(socket_path, join=False)
     await client.say(frame(Join(99, 5, 0)))
-    assert "protocol 1, not 99" in str(await client.hear())
+    assert f"protocol {PROTOCOL}, not 99" in str(await client.hear())
     assert await client.ends()
 
 
@@ -313,7 +325,7 @@ async def test_who_does_not_read_is_given_up_and_taught_anew(
     slow = socket.socket(socket.AF_UNIX)
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(str(socket_path))
-    slow.sendall(frame(Join(1, 5, 0)) + frame(Follow("web/source", 600.0, 50_000, ALL)))
+    slow.sendall(frame(Join(PROTOCOL, 5, 0)) + frame(Follow("web/source", 600.0, 50_000, ALL)))
     await until(lambda: len(state.workers) == 2)
     await until(lambda: len(state.workers) == 1)
     slow.close()
@@ -328,9 +340,9 @@ async def test_the_worker_survives_a_state_process_that_talks_nonsense(socket_pa
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         frame(Seen("t", 1)),
         frame(Welcome(99, 1)),
-        frame(Welcome(1, 1)) + frame(Welcome(1, 1)),
-        frame(Welcome(1, 1)) + frame(Changes("web/source", ALL, [(b"", "s", 1, 1)])),
-        frame(Welcome(1, 1)) + b"\xff\xff\xff\xff",
+        frame(Welcome(PROTOCOL, 1)) + frame(Welcome(1, 1)),
+        frame(Welcome(PROTOCOL, 1)) + frame(Changes("web/source", ALL, [(b"", "s", 1, 1)])),
+        frame(Welcome(PROTOCOL, 1)) + b"\xff\xff\xff\xff",
         b"",
     ]
     served = 0
