@@ -8,13 +8,16 @@ none is looked at by the garbage collector, since nothing that an action leads t
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
 from l7lb.core.record import AccessRecord
+
+if TYPE_CHECKING:
+    from l7lb.core.contracts import Flow, Multiplexer, Session
 
 
 class Side(IntEnum):
@@ -119,6 +122,50 @@ class Tunnel(Action):
 
     def __init__(self, idle: float) -> None:
         self.idle = idle
+
+
+class Multiplex(Action):
+    """From here on ``session`` has the client's connection, and carries streams in it. It is the last action of its
+    list, and the proxy calls ``received`` with ``data``, what was received already.
+    """
+
+    __slots__ = ("data", "session")
+
+    def __init__(self, session: Multiplexer, data: bytes = b"") -> None:
+        self.session = session
+        self.data = data
+
+
+class Continue(Action):
+    """Call ``received(CLIENT, b"")`` again: more of what has come is ready, but what stands before in this list is to
+    be done first. It is the last action of its list.
+    """
+
+    __slots__ = ()
+
+
+class OpenStream(Action):
+    """A multiplexing session has a new stream: ``session`` is its own session, ``flow`` the same object as what tells
+    of its windows, ``actions`` what it asks for first.
+    """
+
+    __slots__ = ("actions", "flow", "number", "session")
+
+    def __init__(self, number: int, session: Session, flow: Flow, actions: list[Action]) -> None:
+        self.number = number
+        self.session = session
+        self.flow = flow
+        self.actions = actions
+
+
+class OnStream(Action):
+    """Carry these out for that stream; none: what it wants may have changed."""
+
+    __slots__ = ("actions", "number")
+
+    def __init__(self, number: int, actions: list[Action]) -> None:
+        self.number = number
+        self.actions = actions
 
 
 class Recorded:

@@ -185,6 +185,39 @@ class Front:
         self.unique_id = unique_id
 
 
+class Flow(Protocol):
+    """What the session of one stream has beyond :class:`Session`. It has no bytes of its own on the wire: what it sends
+    waits in its multiplexer, whose ``output`` asks for it.
+
+    ``waiting`` is how many bytes of its answer the client has not allowed yet, ``progress`` when it last took some.
+    """
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def progress(self) -> float: ...
+
+    def taking(self, wanted: bool) -> None:
+        """Whether the proxy takes more of what the client sends: while not, the stream's window stays closed."""
+        ...
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Multiplexer(Session):
+    """A client's connection that carries streams. It asks by OpenStream and OnStream, and by ToClient in ``output``."""
+
+    __slots__ = ()
+
+    def output(self, room: int, now: float) -> list[Action]:
+        """What is to be sent: control at once, answers up to ``room`` bytes, the streams in turn."""
+        raise NotImplementedError
+
+    def failed_stream(self, number: int) -> None:
+        """The proxy gave this stream up, by a fault of its own."""
+        raise NotImplementedError
+
+
 class Peer:
     """Where a client's connection comes from and arrived; for a unix socket the addresses are ``unix:``.
 

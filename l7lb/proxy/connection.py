@@ -15,10 +15,14 @@ from l7lb.core.actions import (
     SERVER,
     Action,
     Close,
+    Continue,
     Finished,
     Learn,
     LearnSessions,
+    Multiplex,
     NeedServer,
+    OnStream,
+    OpenStream,
     Refused,
     Release,
     Side,
@@ -27,7 +31,7 @@ from l7lb.core.actions import (
     ToServer,
     Tunnel,
 )
-from l7lb.core.contracts import Peer, Session
+from l7lb.core.contracts import Multiplexer, Peer, Session
 from l7lb.core.proxy_protocol.writing import write
 from l7lb.core.servers import ServerState
 from l7lb.proxy.endpoint import DONT_WAIT, HIGH_WATER, Endpoint, monotonic
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from l7lb.proxy.dispatch import Dispatcher
     from l7lb.proxy.listener import ListenerState
     from l7lb.proxy.opening import Opening
+    from l7lb.proxy.streams import Stream
     from l7lb.proxy.tickets import Ticket
     from l7lb.proxy.upstream import ServerConnection
 
@@ -67,8 +72,8 @@ class Connection(Endpoint):
     """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
 
     __slots__ = (
-        "discarded", "dispatcher", "kept", "linger", "listener", "opening", "peer", "phase", "postponed", "pumps",
-        "session", "since", "ticket", "tunnel", "upstream",
+        "busy", "discarded", "dispatcher", "kept", "linger", "listener", "mux", "opening", "peer", "phase", "postponed",
+        "pumps", "session", "since", "streams", "ticket", "tunnel", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -91,12 +96,20 @@ class Connection(Endpoint):
         self.ticket: Ticket | None = None
         self.upstream: ServerConnection | None = None
         self.kept: list[ServerConnection] = NONE_KEPT
+        self.mux: Multiplexer | None = None  # the session, where it carries streams
+        self.streams: dict[int, Stream] | None = None  # and those, by their numbers
+        self.busy = False  # with one of them: what it has to send leaves afterwards
         self.pumps: list[Pump] | None = None
         self.postponed: NeedServer | None = None  # a request that waits until the client has read its answers
         self.tunnel = False
         self.phase = OPEN
         self.linger = False
         self.discarded = 0
+
+    @property
+    def carrier(self) -> Connection:
+        """The connection that this client's PROXY headers speak of."""
+        return self
 
     @property
     def client(self) -> str:
@@ -297,9 +310,9 @@ class Connection(Endpoint):
                     return None
                 return self.dispatcher.need(self, action, now)
             else:
-                self._rare(action, now)
-                if self.phase == GONE:
-                    return None
+                more = self._rare(action, now)
+                if more is not None or self.phase == GONE:
+                    return more
         return None
 
     def _postpone(self, need: NeedServer) -> bool:
@@ -313,8 +326,21 @@ class Connection(Endpoint):
         self.postponed = need
         return True
 
-    def _rare(self, action: Action, now: float) -> None:
-        if isinstance(action, Close):
+    def _rare(self, action: Action, now: float) -> list[Action] | None:
+        """The less frequent actions; returns what follows from one that ends its list."""
+        if isinstance(action, OnStream):
+            stream = self.streams.get(action.number) if self.streams is not None else None
+            if stream is not None:
+                busy, self.busy = self.busy, True
+                stream.run(action.actions, now)
+                self.busy = busy
+        elif isinstance(action, OpenStream):
+            busy, self.busy = self.busy, True
+            self.listener.begin_stream(self, action, now)
+            self.busy = busy
+        elif isinstance(action, Continue):
+            return self.session.received(CLIENT, b"", now)
+        elif isinstance(action, Close):
             self.linger = action.linger
             if action.abort:
                 self.close(reset=True)
@@ -339,6 +365,28 @@ class Connection(Endpoint):
             self.tunnel = True
             self._pump(CLIENT, -1, bulk=False)
             self._pump(SERVER, -1, bulk=False)
+        elif isinstance(action, Multiplex):
+            self.session = self.mux = action.session
+            self.streams = {}
+            return self.session.received(CLIENT, action.data, now)
+        return None
+
+    def deliver(self, now: float) -> None:
+        """Send what the streams have for the client, as much as the socket can be expected to take."""
+        mux = self.mux
+        if mux is None or self.phase != OPEN or self.busy:
+            return
+        while True:
+            held = len(self.out) if self.out is not None else len(self.queued) if self.queued is not None else 0
+            actions = mux.output(HIGH_WATER - held, now)
+            if not actions:
+                return
+            self._carry_out(actions, now)
+            if self.phase != OPEN or self.queued is None or len(self.queued) < HIGH_WATER:
+                return  # all of it, or as much as the windows allow
+            self.send_queued()
+            if self.phase != OPEN or self.out is not None:
+                return  # the rest follows as the socket takes more
 
     def _to_server(self, data: bytes) -> None:
         upstream = self.upstream
@@ -404,6 +452,9 @@ class Connection(Endpoint):
         """Bring read interest and the deadline into line with what the session wants and the buffers hold."""
         if self.phase != OPEN:
             return
+        if self.mux is not None:
+            self._settle_streams(now)
+            return
         upstream = self.upstream
         session = self.session
         if self.pump_in is None and not self.tunnel:
@@ -414,6 +465,18 @@ class Connection(Endpoint):
             wanted = session.wants_server and (self.out is None or not self.congested)
             if wanted is not upstream.reading:
                 upstream.read_more(wanted)
+        self._arm()
+
+    def _settle_streams(self, now: float) -> None:
+        """The same for a connection of streams: who does not read what was sent is not read either."""
+        self.deliver(now)
+        if self.phase == OPEN:
+            wanted = self.session.wants_client and (self.out is None or not self.congested)
+            if wanted is not self.reading:
+                self.read_more(wanted)
+            self._arm()
+
+    def _arm(self) -> None:
         deadline = self._deadline()
         if deadline:
             armed = self.armed
@@ -460,6 +523,8 @@ class Connection(Endpoint):
         if self.phase == GONE:
             return
         self.phase = GONE
+        for stream in list((self.streams or {}).values()):
+            stream.close()
         if self.opening is not None:
             self.opening.stop()
         self.postponed = None

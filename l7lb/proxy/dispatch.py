@@ -194,7 +194,7 @@ class Dispatcher:
         idle = server.idle
         fresh = fresh or ticket.fresh
         if server.config.send_proxy and not fresh:
-            idle = ticket.connection.take_kept(server)
+            idle = ticket.connection.carrier.take_kept(server)
         while idle and not fresh:
             upstream = idle.pop()
             assert isinstance(upstream, ServerConnection)
@@ -266,7 +266,7 @@ class Dispatcher:
         ticket.connect_time = now - ticket.began
         self._count(ticket.server, columns.CONNECTIONS)
         if ticket.server.config.send_proxy and upstream.tls is None:
-            upstream.client = ticket.connection
+            upstream.client = ticket.connection.carrier
             upstream.send(ticket.connection.proxy_header(ticket.server.config.send_proxy))
         return self._hold(ticket, upstream, now)
 

@@ -9,11 +9,11 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
-from l7lb.core.actions import Finished, Refused
+from l7lb.core.actions import Finished, OpenStream, Refused
 from l7lb.core.contracts import Handshake, Peer, SessionFactory
 from l7lb.core.errors import Failure
 from l7lb.core.record import AccessRecord
@@ -25,6 +25,7 @@ from l7lb.proxy.connection import Connection
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
 from l7lb.proxy.opening import Failures, Opening, OpeningFailed, StageMaker
+from l7lb.proxy.streams import Stream
 from l7lb.proxy.tickets import Ticket
 from l7lb.proxy.timers import Timers
 from l7lb.routing import Router
@@ -117,11 +118,22 @@ class ListenerState:
         self.record = record
         self.templates = {}
 
+    def carriers(self) -> Iterator[Connection]:
+        """What may hold a server: its connections, and the streams of those that have some."""
+        for connection in self.connections:
+            yield connection
+            if connection.streams:
+                yield from connection.streams.values()
+
     def opened(self, connection: Connection) -> None:
         """A connection was accepted."""
         self.connections.add(connection)
         self.cells[self.row + columns.ACTIVE] = len(self.connections)
         self.cells[self.row + columns.CONNECTIONS] += 1
+
+    def begin_stream(self, connection: Connection, action: OpenStream, now: float) -> None:
+        """A client's connection has a new stream."""
+        Stream(connection, action.number, action.session, action.flow, now).run(action.actions, now)
 
     def opening(self, change: int) -> None:
         """So many connections more have no session yet."""

@@ -347,7 +347,7 @@ class Runtime:
         rows: list[SessionRow] = []
         offset = time.time() - monotonic()
         for state in (*self.listeners.values(), *self._leaving):
-            for connection in state.connections:
+            for connection in state.carriers():
                 ticket = connection.ticket
                 if ticket is None:
                     continue

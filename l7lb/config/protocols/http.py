@@ -98,8 +98,44 @@ class Limits(ListenerLimits):
     )
 
 
+class Http2(Section):
+    """Limits of one client's HTTP/2 connection."""
+
+    prior_knowledge: bool = Field(
+        default=True, description="Whether a client may begin with HTTP/2 without having agreed on it in TLS."
+    )
+    max_concurrent_streams: int = Field(
+        default=100, ge=1, le=10_000, description="Requests at the same time on one connection; more are refused."
+    )
+    stream_window: Annotated[Size, _within(64 * 1024, 16 * 1024**2)] = Field(
+        default=64 * 1024,
+        description="Of a request's body that a client may send before its server has taken it; times the streams, it "
+        "bounds what a connection can make l7lb hold.",
+    )
+    connection_window: Annotated[Size, _within(64 * 1024, 64 * 1024**2)] = Field(
+        default=1024**2, description="Of all bodies together that a client may have on their way."
+    )
+    frame_bytes: Annotated[Size, _within(16 * 1024, 1024**2)] = Field(
+        default=16 * 1024, description="Of one frame from a client."
+    )
+    resets: int = Field(
+        default=200,
+        ge=1,
+        le=1_000_000,
+        description="Streams that a client may reset, or that are reset for its fault, within 10 seconds; one more "
+        "ends the connection.",
+    )
+    control_frames: int = Field(
+        default=2000,
+        ge=10,
+        le=1_000_000,
+        description="Frames without a request or a body (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, CONTINUATION, empty "
+        "DATA) within 10 seconds; one more ends the connection. Each frame with contents pays for four.",
+    )
+
+
 class HttpListener(Listener):
-    """Clients that speak HTTP/1.1 or HTTP/1.0."""
+    """Clients that speak HTTP/1.1, HTTP/1.0 or HTTP/2."""
 
     kind: ClassVar[str] = "http"
     conditions: ClassVar[tuple[str, ...]] = (
@@ -120,6 +156,7 @@ class HttpListener(Listener):
     forwarded: Forwarded = Field(default=Forwarded(), description="Whose word on where a request comes from counts.")
     timeouts: Timeouts = Field(default=Timeouts(), description="How long a client may take.")
     limits: Limits = Field(default=Limits(), description="How much a client may send.")
+    http2: Http2 = Field(default=Http2(), description="Limits of HTTP/2.")
     upgrades: Upgrades = Field(
         default="any",
         description="Protocols that a client may change to: any, none, or names such as [websocket]. h2c, TLS and "
@@ -144,6 +181,7 @@ class HttpListener(Listener):
                 "send": self.forwarded.compiled_send(),
                 "timeouts": timeouts,
                 "upgrades": self.upgrades,
+                "http2": seconds(self.http2),
                 **limits,
             },
         )

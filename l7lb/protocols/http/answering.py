@@ -50,10 +50,10 @@ class HttpAnswering(HttpEnding):
                     raise SyntaxFault(502, "too many interim answers")
                 if response.status == 101:
                     return actions + self._switch(exchange, response, data, now)
-                if exchange.request.version == 11:
+                if exchange.request.version >= 11:
                     passed = interim_head(response)
                     exchange.sent += len(passed)
-                    actions.append(ToClient(passed))
+                    actions += self._write(passed, b"", False)
         except SyntaxFault as fault:
             return actions + self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
 
@@ -113,7 +113,7 @@ class HttpAnswering(HttpEnding):
             body = data if len(data) == length else data[:length]
             if len(data) > length:
                 response.close = True  # bytes behind the answer: this connection can't be trusted again
-            return self._complete(exchange, now, [ToClient(head + body)])
+            return self._complete(exchange, now, self._write(head, body, True))
         if length >= 0:
             exchange.reader = LengthReader(length)
         try:
@@ -133,17 +133,22 @@ class HttpAnswering(HttpEnding):
         if reader is None or response is None or assignment is None:
             return []
         body = reader.feed(data) if data else b""
-        if isinstance(reader, ChunkedReader) and exchange.request.version == 11:
-            body = chunk(body)
-            if reader.done:
-                body += last_chunk(reader.trailers)
+        trailers: list[bytes] | None = None
+        if isinstance(reader, ChunkedReader):
+            trailers = reader.trailers
+            if exchange.request.version == 11:
+                body = chunk(body)
+                if reader.done:
+                    body += last_chunk(trailers)
         exchange.sent += len(body)
-        actions: list[Action] = [ToClient(head + body)] if head or body else []
+        actions = self._write(head, body, reader.done, trailers)
         if reader.done:
             if reader.rest:
                 response.close = True
             return self._complete(exchange, now, actions)
         self.deadline = now + assignment.pool.response_body
+        if not self.splices:
+            return actions
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
             actions.append(Splice(SERVER, reader.remaining))
         elif isinstance(reader, CloseReader):

@@ -162,6 +162,24 @@ class ChunkedReader:
             self.trailers.append(name + b": " + value.strip(OWS))
 
 
+class FramedReader(ChunkedReader):
+    """A body of unknown length in frames (HTTP/2): they say where it ends, by :meth:`end`."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def feed(self, data: bytes) -> bytes:
+        """All of it."""
+        return data
+
+    def end(self, trailers: list[bytes]) -> None:
+        """The frame that ended the body has come, with these trailers."""
+        self.trailers = trailers
+        self.done = True
+
+
 BodyReader = LengthReader | CloseReader | ChunkedReader
 
 

@@ -7,10 +7,11 @@ a whole one; after an answer that did not wait for its request's end, the connec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToClient
-from l7lb.core.contracts import Peer, Session
+from l7lb.core.contracts import Multiplexer, Peer, Session
 from l7lb.core.dates import Dates
 from l7lb.core.errors import Failure, Owner
 from l7lb.protocols.http.answers import STATUS, refusal
@@ -47,6 +48,7 @@ class Shared:
         self.tunnel = settings.timeouts.tunnel
         self.networks: Networks = settings.networks()
         self.via = "via" in settings.send
+        self.multiplex: Callable[[Peer, float], Multiplexer] | None = None  # makes HTTP/2 of a connection
         self._trusted: dict[str, bool] = {}
 
     def trusts(self, address: str) -> bool:
@@ -70,9 +72,11 @@ class HttpEnding(Session):
         "buffer",
         "closing",
         "exchange",
+        "first",
         "origin",
         "peer",
         "shared",
+        "splices",
         "state",
         "trust",
     )
@@ -86,14 +90,28 @@ class HttpEnding(Session):
         self.exchange: Exchange | None = None
         self.buffer = b""
         self.blanks = 0
+        self.first = True  # nothing was asked yet
         self.began = now
         self.state = IDLE
         self.closing = False
+        self.splices = True  # the bytes of a body are the same on both sides
         self.deadline = now + shared.request_header
 
     def _head(self, data: bytes, now: float) -> list[Action]:
         """Read a request's head; what is left of it waits."""
         raise NotImplementedError
+
+    # --- what the client gets: HTTP/1 here, frames in l7lb.protocols.http.http2.stream -------------------------
+
+    def _write(self, head: bytes, body: bytes, end: bool, trailers: list[bytes] | None = None) -> list[Action]:
+        """Send a head, if there is one, and a part of the body in the framing that the head says. ``end``: the answer
+        is whole with this; ``trailers`` stand in the framing of HTTP/1 already.
+        """
+        return [ToClient(head + body)] if head or body else []
+
+    def _write_own(self, data: bytes) -> list[Action]:
+        """Send a whole answer of our own, as HTTP/1 words it."""
+        return [ToClient(data)]
 
     # --- the regular end --------------------------------------------------------------------------------------
 
@@ -105,6 +123,7 @@ class HttpEnding(Session):
             actions.append(Close(linger=not exchange.body_done))
             return actions
         self.state = IDLE
+        self.first = False
         self.deadline = now + self.shared.keep_alive
         self.wants_client = True
         if self.buffer:
@@ -161,7 +180,8 @@ class HttpEnding(Session):
         ended = "ok" if failure is None else f"{failure.label}@{self._phase(exchange, failure)}"
         exchange.status = status
         exchange.sent += len(data)
-        actions: list[Action] = [ToClient(data), self._finished(exchange, failure, ended, now)]
+        actions = self._write_own(data)
+        actions.append(self._finished(exchange, failure, ended, now))
         if close:
             self.exchange = None
             self.state = CLOSED
@@ -192,7 +212,7 @@ class HttpEnding(Session):
         self.buffer = b""
         self.state = CLOSED
         self.deadline = 0.0
-        return [ToClient(data), finished, Close(linger=True)]
+        return [*self._write_own(data), finished, Close(linger=True)]
 
     def _unread(self, failure: Failure, status: int, identity: bytes, now: float, sent: int = 0) -> Finished:
         ended = f"{failure.label}@request-header"

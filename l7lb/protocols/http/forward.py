@@ -20,11 +20,17 @@ from l7lb.protocols.http.message import CHUNKED, Request, Response
 from l7lb.protocols.http.settings import FORWARDING
 
 VIA: Final = b"Via: 1.1 l7lb"
+VIA_20: Final = b"Via: 2.0 l7lb"
 VIA_10: Final = b"Via: 1.0 l7lb"  # the version in which the message came (RFC 9110 section 7.6.3)
 OWN: Final = frozenset([b"cookie", b"forwarded", b"x-request-id", b"via"])  # fields that are written anew
 PRIVATE: Final = re.compile(rb"(?i)cache-control:.*\b(?:private|no-store)\b(?!=)")
 MAX_REQUEST_ID: Final = 128
 LINE_BREAKS: Final = re.compile(rb"[\x00-\x1f\x7f]")  # that no certificate may smuggle into a head
+
+
+def via_line(version: int) -> bytes:
+    """The Via of a message that came in that version."""
+    return VIA if version == 11 else VIA_20 if version == 20 else VIA_10
 
 
 class RequestIds:
@@ -111,18 +117,18 @@ class Origin:
     def fields(self, request: Request, trusted: bool) -> bytes:
         """The forwarding fields of a request and its Via, complete lines."""
         host = request.host_field or self.host
-        if request.version != 11 or (trusted and request.forwarded is not None):
+        if request.version == 10 or (trusted and request.forwarded is not None):
             chains = self._continued(request.forwarded, host) if trusted and request.forwarded else self._fresh(host)
             return self._lines(chains) + self._via(request.version) + self._certificate
         if host != self._named:
             self._named = host
-            self._block = self._lines(self._fresh(host)) + self._via(11) + self._certificate
+            self._block = self._lines(self._fresh(host)) + self._via(request.version) + self._certificate
         return self._block
 
     def _via(self, version: int) -> bytes:
         if "via" not in self.send:
             return b""
-        return (VIA if version == 11 else VIA_10) + b"\r\n"
+        return via_line(version) + b"\r\n"
 
     def _fresh(self, host: bytes) -> dict[bytes, list[bytes]]:
         """What this hop says where nobody who is believed has said anything."""
@@ -283,7 +289,7 @@ def response_head(
     elif request.version == 10:
         lines.append(b"Connection: keep-alive")
     if via:
-        lines.append(VIA if response.version == 11 else VIA_10)
+        lines.append(via_line(response.version))
     if not lines:
         return b"HTTP/1.1%b\r\n\r\n" % response.start
     return b"HTTP/1.1%b\r\n%b\r\n\r\n" % (response.start, b"\r\n".join(lines))

@@ -28,13 +28,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from l7lb.core.actions import CLIENT, SERVER, Action, NeedServer, Release, Side, Splice, ToServer
+from l7lb.core.actions import CLIENT, SERVER, Action, Multiplex, NeedServer, Release, Side, Splice, ToServer
 from l7lb.core.contracts import Assignment, Choice
 from l7lb.core.errors import Failure
 from l7lb.core.snapshot import Redirect
 from l7lb.protocols.http.answering import SPLICE_BYTES, HttpAnswering
 from l7lb.protocols.http.answers import answer
-from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
+from l7lb.protocols.http.body import BodyReader, ChunkedReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.ending import ANSWERING, CLOSED, HEAD, IDLE, PHASES, ROUTING, TUNNEL, WAITING, Shared
 from l7lb.protocols.http.facts import HttpFacts, client_scheme, client_source
 from l7lb.protocols.http.forward import Origin, allowed_upgrade, believe_identity, new_request_id, request_head
@@ -47,6 +47,7 @@ __all__ = ["HttpMachine", "Shared"]
 ALLOW: Final = (("Allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),)
 INCOMPLETE: Final = "the request ended before it was complete"
 PATIENCE: Final = 5.0  # seconds that an idle client is waited for while another process has taken over
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
 
 
 class HttpMachine(HttpAnswering):
@@ -106,7 +107,7 @@ class HttpMachine(HttpAnswering):
             return self._abandon(exchange, Failure.SERVER_CLOSED_INSIDE, now)
         if self.state == ANSWERING:
             if exchange.response is not None and exchange.response.length == UNTIL_CLOSE and not error:
-                return self._complete(exchange, now, [])
+                return self._complete(exchange, now, self._write(b"", b"", True))
             return self._server_fault(exchange, Failure.SERVER_CLOSED_INSIDE, now)
         return self._server_fault(exchange, Failure.SERVER_CLOSED, now)
 
@@ -274,6 +275,8 @@ class HttpMachine(HttpAnswering):
             if request.length > shared.body_bytes:
                 raise SyntaxFault(413, "the body is larger than allowed")
         except SyntaxFault as fault:
+            if data[: len(PREFACE)] == PREFACE and self.first and shared.settings.http2.prior_knowledge:
+                return self._change_to_http2(data, now)
             status, reason = fault.status, fault.reason
             if end >= 0 and LINE_END.search(data, 0, end):
                 # Had it come in pieces, the broken line would have been seen first.
@@ -284,6 +287,15 @@ class HttpMachine(HttpAnswering):
         self.buffer = data[end + 4 :] if len(data) > end + 4 else b""
         self.blanks = 0
         return self._begin(request, end + 4, now)
+
+    def _change_to_http2(self, data: bytes, now: float) -> list[Action]:
+        """The client began with the first line of HTTP/2's preface (RFC 9113 section 3.3)."""
+        self.buffer = b""
+        self.state = CLOSED
+        self.deadline = 0.0
+        assert self.shared.multiplex is not None
+        session = self.shared.multiplex(self.peer, now)
+        return [Multiplex(session, data)]
 
     def _cut_short(self, now: float, error: bool) -> list[Action]:
         """The client left inside a request's head, or ended its half there and may still read."""
@@ -307,9 +319,7 @@ class HttpMachine(HttpAnswering):
         exchange = self.exchange = Exchange(request, facts, self.began, now, size)
         if request.length:
             exchange.body_done = False
-            exchange.body = (
-                ChunkedReader(shared.settings.headers) if request.length == CHUNKED else LengthReader(request.length)
-            )
+            exchange.body = self._reader(request)
         if self.buffer or (request.close and not request.length):
             self.wants_client = False  # nothing more that this client could send would be looked at before the answer
         self.state = ROUTING
@@ -327,6 +337,10 @@ class HttpMachine(HttpAnswering):
         keep = exchange.request.version == 10
         data = answer(status, b"", self.shared.dates.field(now), headers=ALLOW, close=close, keep=keep)
         return self._answer_here(exchange, data, status, None, close, now)
+
+    def _reader(self, request: Request) -> BodyReader:
+        """What reads this request's body."""
+        return ChunkedReader(self.shared.headers) if request.length == CHUNKED else LengthReader(request.length)
 
     def _upload(self, exchange: Exchange, data: bytes, now: float, head: bytes = b"") -> list[Action]:
         """Send on a part of the request's body, behind the head where that is still to go."""
@@ -357,6 +371,8 @@ class HttpMachine(HttpAnswering):
             return actions + self._uploaded(exchange, now)
         if self.state == WAITING:
             self.deadline = now + self.shared.request_body
+        if not self.splices:
+            return actions
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES and not exchange.request.expects:
             exchange.replay = None
             actions.append(Splice(CLIENT, reader.remaining))

@@ -55,6 +55,7 @@ class Request:
         "port",
         "query",
         "request_id",
+        "te",
         "upgrade",
         "version",
     )
@@ -70,6 +71,7 @@ class Request:
         self.length = 0
         self.close = False
         self.expects = False
+        self.te = False  # an HTTP/2 client that takes trailers
         self.upgrade = b""
         self.cookies = b""
         self.cookie_line: Field | None = None  # where all cookies stand in one line
@@ -137,7 +139,7 @@ def read_request(head: bytes, fields: int) -> Request:
         elif code == syntax.CONNECTION:
             listed = field.tokens if listed is None else listed + field.tokens
         else:
-            _other_field(request, field.name, code, field.value)
+            other_field(request, field.name, code, field.value)
     if hosts != 1 and (hosts or request.version == 11):
         raise SyntaxFault(400, "there must be one Host field")
     if hosts:
@@ -211,7 +213,8 @@ def _settle_authority(request: Request, start: RequestLine, hosts: int) -> None:
     request.host, request.port = named
 
 
-def _other_field(request: Request, lower: bytes, code: int, value: bytes) -> None:
+def other_field(request: Request, lower: bytes, code: int, value: bytes) -> None:
+    """Read one of the rarer fields that the exchange must look at; raises SyntaxFault."""
     if code == syntax.FORWARDED:
         if request.forwarded is None:
             request.forwarded = []
@@ -219,7 +222,7 @@ def _other_field(request: Request, lower: bytes, code: int, value: bytes) -> Non
     elif code == syntax.EXPECT:
         if value.lower() != b"100-continue":
             raise SyntaxFault(417, "an unknown expectation")
-        request.expects = request.version == 11
+        request.expects = request.version >= 11
     elif code == syntax.UPGRADE:
         request.upgrade = request.upgrade + b"," + value if request.upgrade else value
     elif code == syntax.REQUEST_ID:

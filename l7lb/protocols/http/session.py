@@ -17,6 +17,7 @@ from l7lb.protocols.http.message import IDEMPOTENT, Request, Response
 
 REPLAY_BYTES: Final = 64 * 1024  # a body up to this size is kept until the answer begins, for a retry
 MAX_TEXT: Final = 2048  # bytes of a field in the record
+VERSION_NAMES: Final = {10: "1.0", 11: "1.1", 20: "2"}
 
 # What `retries.when` names, by the failure that it stands for.
 RETRY_NAMES: Final = {
@@ -122,7 +123,7 @@ class Exchange(Recorded):
             scheme=_text(self.facts.scheme),
             host=_text(request.host_field),
             path=_text(request.path + request.query),
-            version="1.1" if request.version == 11 else "1.0",
+            version=VERSION_NAMES[request.version],
             status=self.status,
             ended=ended,
             received=self.received,

@@ -31,6 +31,20 @@ class Timeouts(msgspec.Struct, frozen=True):
     tunnel: float = 3600.0
 
 
+class Http2Settings(msgspec.Struct, frozen=True):
+    """Limits of one client's HTTP/2 connection. Sizes are bytes; ``resets`` and ``control_frames`` are counted over ten
+    seconds (see :mod:`l7lb.protocols.http.http2.guard`).
+    """
+
+    prior_knowledge: bool = True
+    max_concurrent_streams: int = 100
+    stream_window: int = 64 * 1024
+    connection_window: int = 1024**2
+    frame_bytes: int = 16 * 1024
+    resets: int = 200
+    control_frames: int = 2000
+
+
 class HttpSettings(msgspec.Struct, frozen=True):
     """An HTTP listener's settings. ``upgrades`` is ``any``, ``none`` or a list of names in lower case, ``send`` those
     of FORWARDING that l7lb adds.
@@ -44,6 +58,7 @@ class HttpSettings(msgspec.Struct, frozen=True):
     body_bytes: int = 10 * 1024**3
     upgrades: str | tuple[str, ...] = "any"
     pipeline_bytes: int = 64 * 1024
+    http2: Http2Settings = Http2Settings()
 
     @classmethod
     def of(cls, listener: Listener) -> HttpSettings:
