@@ -328,19 +328,7 @@ class Connection(Endpoint):
 
     def _rare(self, action: Action, now: float) -> list[Action] | None:
         """The less frequent actions; returns what follows from one that ends its list."""
-        if isinstance(action, OnStream):
-            stream = self.streams.get(action.number) if self.streams is not None else None
-            if stream is not None:
-                busy, self.busy = self.busy, True
-                stream.run(action.actions, now)
-                self.busy = busy
-        elif isinstance(action, OpenStream):
-            busy, self.busy = self.busy, True
-            self.listener.begin_stream(self, action, now)
-            self.busy = busy
-        elif isinstance(action, Continue):
-            return self.session.received(CLIENT, b"", now)
-        elif isinstance(action, Close):
+        if isinstance(action, Close):
             self.linger = action.linger
             if action.abort:
                 self.close(reset=True)
@@ -365,6 +353,24 @@ class Connection(Endpoint):
             self.tunnel = True
             self._pump(CLIENT, -1, bulk=False)
             self._pump(SERVER, -1, bulk=False)
+        else:
+            return self._multiplexed(action, now)
+        return None
+
+    def _multiplexed(self, action: Action, now: float) -> list[Action] | None:
+        """What a session asks for that carries streams."""
+        if isinstance(action, OnStream):
+            stream = self.streams.get(action.number) if self.streams is not None else None
+            if stream is not None:
+                busy, self.busy = self.busy, True
+                stream.run(action.actions, now)
+                self.busy = busy
+        elif isinstance(action, OpenStream):
+            busy, self.busy = self.busy, True
+            self.listener.begin_stream(self, action, now)
+            self.busy = busy
+        elif isinstance(action, Continue):
+            return self.session.received(CLIENT, b"", now)
         elif isinstance(action, Multiplex):
             self.session = self.mux = action.session
             self.streams = {}

@@ -107,15 +107,15 @@ class Http2(Section):
     max_concurrent_streams: int = Field(
         default=100, ge=1, le=10_000, description="Requests at the same time on one connection; more are refused."
     )
-    stream_window: Annotated[Size, _within(64 * 1024, 16 * 1024**2)] = Field(
+    stream_window: Annotated[Size, within(64 * 1024, 16 * 1024**2)] = Field(
         default=64 * 1024,
         description="Of a request's body that a client may send before its server has taken it; times the streams, it "
         "bounds what a connection can make l7lb hold.",
     )
-    connection_window: Annotated[Size, _within(64 * 1024, 64 * 1024**2)] = Field(
+    connection_window: Annotated[Size, within(64 * 1024, 64 * 1024**2)] = Field(
         default=1024**2, description="Of all bodies together that a client may have on their way."
     )
-    frame_bytes: Annotated[Size, _within(16 * 1024, 1024**2)] = Field(
+    frame_bytes: Annotated[Size, within(16 * 1024, 1024**2)] = Field(
         default=16 * 1024, description="Of one frame from a client."
     )
     resets: int = Field(

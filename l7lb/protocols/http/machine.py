@@ -275,7 +275,7 @@ class HttpMachine(HttpAnswering):
             if request.length > shared.body_bytes:
                 raise SyntaxFault(413, "the body is larger than allowed")
         except SyntaxFault as fault:
-            if data[: len(PREFACE)] == PREFACE and self.first and shared.settings.http2.prior_knowledge:
+            if self.first and data[: len(PREFACE)] == PREFACE and self._may_change():
                 return self._change_to_http2(data, now)
             status, reason = fault.status, fault.reason
             if end >= 0 and LINE_END.search(data, 0, end):
@@ -287,6 +287,11 @@ class HttpMachine(HttpAnswering):
         self.buffer = data[end + 4 :] if len(data) > end + 4 else b""
         self.blanks = 0
         return self._begin(request, end + 4, now)
+
+    def _may_change(self) -> bool:
+        """Whether a client may go on with HTTP/2."""
+        handshake = self.peer.handshake
+        return self.shared.settings.http2.prior_knowledge or (handshake is not None and handshake.alpn == b"h2")
 
     def _change_to_http2(self, data: bytes, now: float) -> list[Action]:
         """The client began with the first line of HTTP/2's preface (RFC 9113 section 3.3)."""

@@ -558,7 +558,8 @@ class Sessions:
         shared.multiplex = self._multiplex
 
     def __call__(self, peer: Peer, now: float) -> Session:
-        if peer.handshake is not None and peer.tls and peer.handshake.alpn == b"h2":
+        # What a proxy in front agreed on with its client need not be what it speaks here: the first bytes tell.
+        if peer.front is None and peer.tls and peer.handshake is not None and peer.handshake.alpn == b"h2":
             return Http2Machine(self._shared, peer, now)
         return HttpMachine(self._shared, peer, now)
 
