@@ -116,7 +116,7 @@ class ServerConnection(Endpoint):
         """The PROXY header stands before TLS, in the clear. A new connection takes it whole. Raises OSError."""
         version = self.server.config.send_proxy
         if version:
-            self.client = ticket.connection
+            self.client = ticket.connection.carrier
             self.sock.sendall(ticket.connection.proxy_header(version))
 
     def _shake(self, ticket: Ticket) -> None:

@@ -145,7 +145,7 @@ class HttpListener(Listener):
         "cookie", "application_cookie", "header", "query", "path", "host", "url", "source",
     )  # fmt: skip
     because: ClassVar[str] = ", which belongs to TLS that is passed through"
-    alpn: ClassVar[tuple[str, ...]] = ("http/1.1",)
+    alpn: ClassVar[tuple[str, ...]] = ("h2", "http/1.1")
     countable: ClassVar[Countable] = {
         "requests": ("source", "host", "path", "url", "method", "header", "cookie", "query", "listener"),
         "connections": ("source", "listener"),
