@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
 
 from l7lb.control import probes
@@ -296,31 +299,51 @@ async def test_a_probe_that_cannot_be_loaded_says_so(name: str) -> None:
 
 
 @asynccontextmanager
-async def proxy_server(path: str = "") -> AsyncIterator[tuple[Address, list[bytes]]]:
-    """Notes the PROXY header that a connection begins with, and answers what comes behind it as HTTP."""
+async def proxy_server(path: str, tls: ssl.SSLContext | None) -> AsyncIterator[tuple[Address, list[bytes]]]:
+    """Notes the PROXY header that a connection begins with, and answers what comes behind it as TLS or HTTP."""
+    loop = asyncio.get_running_loop()
     seen: list[bytes] = []
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        parser = HeaderReader(4096)
-        header = b""
-        try:
+    async def serve(sock: socket.socket) -> None:
+        parser, header, request = HeaderReader(4096), b"", b""
+        with sock, contextlib.suppress(OSError, HeaderFault):
             while parser.header is None:
-                header += await reader.readexactly(1)
+                header += await loop.sock_recv(sock, 1)
                 parser.feed(header[-1:])
             seen.append(header)
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            await writer.drain()
-        except (asyncio.IncompleteReadError, HeaderFault):
-            pass
-        writer.close()
+            if tls is not None:
+                transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, sock, ssl=tls)
+                transport.abort()
+                return
+            while not request.endswith(b"\r\n\r\n") and (more := await loop.sock_recv(sock, 4096)):
+                request += more
+            await loop.sock_sendall(sock, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
-    server = await (asyncio.start_unix_server(serve, path) if path else asyncio.start_server(serve, "127.0.0.1", 0))
-    async with server:
-        yield Address(path=path) if path else Address(port=server.sockets[0].getsockname()[1], host="127.0.0.1"), seen
+    async def accept() -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                sock, _ = await loop.sock_accept(listening)
+                group.create_task(serve(sock))
+
+    with socket.socket(socket.AF_UNIX if path else socket.AF_INET) as listening:
+        listening.bind(path or ("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        task = asyncio.create_task(accept())
+        try:
+            yield Address(path=path) if path else Address(port=listening.getsockname()[1], host="127.0.0.1"), seen
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
-KINDS = {"http": None, "tcp": probes.connect, "protocol": probes.load("l7lb.protocols.http.probe:probe")}
+KINDS = {
+    "http": None,
+    "tcp": probes.connect,
+    "http's own": probes.load("l7lb.protocols.http.probe:probe"),
+    "tcp's own": probes.load("l7lb.protocols.tcp.probe:probe"),
+    "tls's own": probes.load("l7lb.protocols.tls.probe:probe"),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,7 +354,11 @@ async def test_a_check_of_a_server_with_send_proxy_begins_with_a_header(
 ) -> None:
     server = Server(name="a", address=Address(host="127.0.0.1", port=80), send_proxy=version)
     settings = probes.of_server(Health(kind=kind, settings={"path": "/"}), server).settings
-    async with proxy_server(str(tmp_path / "x.sock") if unix else "") as (address, seen):
+    context = None
+    if kind == "tls's own":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("a.example").configure_cert(context)
+    async with proxy_server(str(tmp_path / "x.sock") if unix else "", context) as (address, seen):
         probe = HttpProbe() if kind == "http" else KINDS[kind]
         for _ in range(2):
             await probe(address, settings, 2.0)

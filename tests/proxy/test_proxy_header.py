@@ -265,3 +265,62 @@ def test_a_reload_changes_who_is_listed_for_the_next_connections(run) -> None:
                 await answered(after)
 
     scene(run, play)
+
+
+# --- protocols that pass connections through
+
+
+def passing(protocol: str, **listener) -> dict:
+    servers = [{"name": "bank1", "address": "127.0.0.1:1"}]
+    one = {"name": "web", "protocol": protocol, "bind": ["127.0.0.1:0"], "routes": [{"pool": "web"}], **listener}
+    return {"listeners": [one], "pools": {"web": {"servers": servers}}}
+
+
+def passed(run, play, protocol: str, **listener) -> None:
+    async def perform() -> None:
+        async with Node(passing(protocol, **FRONT, **listener)) as node:
+            await node.by_hand(None, None)
+            await play(node)
+            await node.until(lambda: not node.runtime.connections)
+            assert cell(node, columns.OPENING) == 0
+
+    run(perform())
+
+
+def test_tcp_gets_what_stands_behind_the_header(run) -> None:
+    async def play(node: Node) -> None:
+        async with await node.connect(source=LISTED) as client:
+            await client.send(TCP4 + b"hello")
+            async with await node.accept_any() as server:
+                await server.expect(b"hello")
+                await server.send(b"and good-bye")
+                await client.expect(b"and good-bye")
+        assert (await node.record()).client == "192.0.2.1"
+
+    passed(run, play, "tcp")
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "tls-passthrough"])
+@pytest.mark.parametrize("header", [TCP4, told()])
+def test_a_stranger_is_refused_whatever_the_protocol(run, protocol: str, header: bytes) -> None:
+    async def play(node: Node) -> None:
+        for cut in (1, 6, 12, len(header)):
+            async with await node.connect() as client:
+                await refused(client, header[:cut], header[cut:] + b"hello")
+        assert failures(node) == {("proxy", "refused"): 4}
+
+    passed(run, play, protocol)
+
+
+def test_a_stranger_who_waits_for_the_servers_first_word_gets_it(run) -> None:
+    async def play(node: Node) -> None:
+        began = time.monotonic()
+        async with await node.connect() as client, await node.accept_any() as server:
+            await server.send(b"220 hello\r\n")
+            await client.expect(b"220 hello\r\n")
+            assert time.monotonic() - began < 2
+            await client.send(b"QUIT\r\n")
+            await server.expect(b"QUIT\r\n")
+        assert (await node.record()).client == "127.0.0.1"
+
+    passed(run, play, "tcp")

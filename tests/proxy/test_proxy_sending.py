@@ -304,3 +304,26 @@ def test_a_header_read_from_one_client_is_not_told_of_another(run) -> None:
         assert seen == [f"192.0.2.{number}" for number in range(1, 6)]
 
     scene(run, play, sending(listener={"proxy_protocol": {"from": [LISTED]}}))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("early", [b"", b"hello"])
+def test_a_connection_that_is_passed_through_begins_with_it(run, version: str, early: bytes) -> None:
+    async def play(node: Node) -> None:
+        async with await node.connect() as client:
+            await client.send(early)
+            async with await node.accept_any() as server:
+                assert (await header_of(server)).source_port == names(client)[1]
+                if not early:
+                    await server.send(b"220 hello\r\n")
+                    await client.expect(b"220 hello\r\n")
+                    await client.send(b"hello")
+                await server.expect(b"hello")
+                await server.send(b"good-bye")
+                await client.expect(b"good-bye")
+        await node.until(lambda: not node.runtime.connections)
+
+    conf = sending(version)
+    conf["listeners"] = [{"name": "web", "protocol": "tcp", "bind": ["127.0.0.1:0"], "routes": [{"pool": "web"}]}]
+    conf["pools"]["web"] = {"servers": conf["pools"]["web"]["servers"]}
+    scene(run, play, conf)

@@ -7,18 +7,16 @@ from typing import Any
 
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address
+from l7lb.protocols.probing import open_server
 
 SETTLE_SECONDS = 0.05  # a server without room accepts and closes: it is given so long to do that
 
 
-async def probe(address: Address, settings: dict[str, Any], timeout: float) -> str:  # noqa: ARG001
+async def probe(address: Address, settings: dict[str, Any], timeout: float) -> str:
     """Connect; raises ProbeFailed. What the server says first, if anything, is not judged."""
     try:
         async with asyncio.timeout(timeout):
-            if address.path:
-                reader, writer = await asyncio.open_unix_connection(address.path)
-            else:
-                reader, writer = await asyncio.open_connection(address.host, address.port)
+            reader, writer = await open_server(address, settings)
     except TimeoutError:
         raise ProbeFailed(f"no connection within {timeout:g} s") from None
     except OSError as problem:

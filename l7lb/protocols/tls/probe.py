@@ -12,6 +12,7 @@ from typing import Any
 
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address
+from l7lb.protocols.probing import open_server
 
 # Alerts of a server that is well, but wants a name, a version or a cipher that this client does not offer.
 WELL = ("UNRECOGNIZED_NAME", "HANDSHAKE_FAILURE", "PROTOCOL_VERSION", "MISSING_EXTENSION", "INSUFFICIENT_SECURITY")
@@ -25,11 +26,12 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     name = str(settings.get("server_name") or "")
     try:
         async with asyncio.timeout(timeout):
-            if address.path:
-                opened = asyncio.open_unix_connection(address.path, ssl=context, server_hostname=name)
-            else:
-                opened = asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=name)
-            _, writer = await opened
+            _, writer = await open_server(address, settings)
+            try:
+                await writer.start_tls(context, server_hostname=name)
+            except BaseException:
+                writer.transport.abort()
+                raise
     except TimeoutError:
         raise ProbeFailed(f"no answer within {timeout:g} s") from None
     except ssl.SSLError as problem:
