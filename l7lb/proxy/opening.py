@@ -66,9 +66,10 @@ class Stage:
     def step(self, opening: Opening) -> int:
         """Go on as far as ``opening.sock`` allows without waiting (MSG_DONTWAIT: the socket itself is a blocking one).
 
-        Returns DONE, or READ or WRITE for what it waits for, and is called again when that is there. What was found
-        goes into ``opening.peer``, what the connection needs later to ``opening.connection``. Raises OpeningFailed;
-        an OSError stands for a client that went away.
+        Returns DONE, or READ or WRITE for what it waits for, and is called again when that is there. It sets
+        ``opening.heard`` once the client has said something. What was found goes into ``opening.peer``, what the
+        connection needs later to ``opening.connection``. Raises OpeningFailed; an OSError stands for a client that
+        went away.
         """
         raise NotImplementedError
 
@@ -89,13 +90,15 @@ class Opening:
     """One connection on its way through its listener's stages. Enters the event loop only when a stage must wait."""
 
     __slots__ = (
-        "_entered", "_limit", "_next", "_reading", "_stage", "_writing", "connection", "deadline", "patient", "sock",
+        "_entered", "_limit", "_next", "_reading", "_stage", "_writing", "connection", "deadline", "heard", "patient",
+        "sock",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, now: float) -> None:
         self.connection = connection
         self.sock = connection.sock
         self.deadline = now + connection.listener.config.handshake
+        self.heard = False  # whether the stage has seen a byte: who leaves before that, as checks do, did no wrong
         self.patient = False  # this process is ending, but waits for who is here
         self._limit = 0.0  # of the stage's patience
         self._next = 0
@@ -176,6 +179,7 @@ class Opening:
             self._next += 1
             if stage is not None:
                 self._stage = stage
+                self.heard = False
                 patience = stage.patience()
                 self._limit = monotonic() + patience if patience else 0.0
                 return stage
@@ -218,7 +222,8 @@ class Opening:
         """Count it, and close, behind the last words if there are any."""
         assert self._stage is not None
         connection = self.connection
-        connection.listener.failures.count(self._stage.name, failure, connection)
+        if self.heard or failure.reason != "closed":
+            connection.listener.failures.count(self._stage.name, failure, connection)
         self.stop()
         if failure.answer:
             connection.phase = OPEN

@@ -39,6 +39,7 @@ class ProxyHeader(Stage):
                 return READ
             if not data:
                 raise OpeningFailed("closed", "it left before its PROXY header was complete")
+            opening.heard = True
             try:
                 count = reader.feed(data)
             except HeaderFault as fault:
@@ -70,6 +71,7 @@ class NoProxyHeader(Stage):
             data = sock.recv(len(SIGNATURE), DONT_WAIT | socket.MSG_PEEK)
         except BlockingIOError:
             return READ
+        opening.heard = bool(data)
         begins = begins_header(data)
         if begins:
             raise OpeningFailed("refused", "it is not listed, and sent a PROXY header all the same")

@@ -80,6 +80,7 @@ class TlsStage(Stage):
             return None
         if not hello:
             raise OpeningFailed("closed", "the client went away without a word")
+        opening.heard = True
         if hello[0] != HANDSHAKE_RECORD:
             if METHOD.match(hello):
                 raise OpeningFailed("unsupported", "HTTP without TLS", PLAIN_HTTP)
@@ -116,6 +117,8 @@ def judge(error: ssl.SSLError) -> tuple[str, str]:
     """Why a handshake failed: one of :data:`l7lb.proxy.counts.REASONS`, and what an operator should read."""
     reason = getattr(error, "reason", None) or ""
     text = getattr(error, "verify_message", "") or reason.lower().replace("_", " ") or str(error)
+    if reason == "UNEXPECTED_EOF_WHILE_READING":  # which older Pythons don't make an SSLEOFError
+        return "closed", "the client went away"
     if reason in CERTIFICATE:
         return "certificate", f"the client's certificate: {text}"
     if reason in UNSUPPORTED:

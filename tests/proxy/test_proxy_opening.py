@@ -40,6 +40,7 @@ class Word(Stage):
             if not data:
                 raise OpeningFailed("closed", "it left")
             self.line += data
+            opening.heard = True
         word = self.line.strip().decode()
         if word == "fault":
             raise RuntimeError("a fault")
@@ -193,6 +194,25 @@ def test_a_client_that_leaves_is_let_go(run, reset: bool) -> None:
             await client.send(b"192.0.2.1\n" + GET)
             await client.until(b"\r\n\r\n")
 
+    scene(run, play)
+
+
+@pytest.mark.usefixtures("stages")
+@pytest.mark.parametrize("reset", [False, True])
+def test_who_leaves_without_a_word_did_no_wrong(run, reset: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def play(node: Node) -> None:
+        for _ in range(3):
+            client = await node.connect()
+            await node.until(lambda: connections(node))
+            if reset:
+                client.reset()
+            else:
+                client.close()
+            await node.until(lambda: not connections(node))
+        assert failures(node) == {}
+        assert not caplog.records
+
+    caplog.set_level(logging.WARNING, "l7lb.opening")
     scene(run, play)
 
 

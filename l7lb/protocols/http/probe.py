@@ -8,10 +8,10 @@ from typing import Any
 
 from l7lb.core.contracts import ProbeTls
 from l7lb.core.errors import ProbeFailed
-from l7lb.core.proxy_protocol.writing import write_own
 from l7lb.core.snapshot import Address
 from l7lb.protocols.http.message import read_response
 from l7lb.protocols.http.syntax import SyntaxFault, find_end
+from l7lb.protocols.probing import open_server
 
 LIMIT = 32 * 1024
 
@@ -38,14 +38,9 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
 
 
 async def _ask(address: Address, request: bytes, settings: dict[str, Any]) -> bytes:
-    if address.path:
-        reader, writer = await asyncio.open_unix_connection(address.path)
-    else:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    reader, writer = await open_server(address, settings)
     try:
-        version, tls = settings.get("send_proxy"), settings.get("tls")
-        if version:
-            writer.write(write_own(version, writer.get_extra_info("sockname"), writer.get_extra_info("peername")))
+        tls = settings.get("tls")
         if isinstance(tls, ProbeTls):
             await writer.start_tls(tls.context, server_hostname=tls.name or "")
         writer.write(request)
