@@ -18,7 +18,7 @@ The server gets the bytes as they came. What it answers goes to the client at on
 from __future__ import annotations
 
 from l7lb.core.actions import CLIENT, Action, Close, LearnSessions, Refused, Side, ToClient, ToServer
-from l7lb.core.contracts import Assignment, Peer
+from l7lb.core.contracts import Assignment, Handshake, Peer
 from l7lb.core.errors import Failure
 from l7lb.protocols.tls import alerts
 from l7lb.protocols.tls.facts import TlsFacts
@@ -123,6 +123,8 @@ class TlsMachine(TunnelMachine):
         if hello is None:
             return []
         self.facts.show(hello)
+        if self.peer.handshake is None:  # else a proxy in front has told of it
+            self.peer.handshake = Handshake(hello.sni)
         self.buffer = reader.raw
         self.reader = None
         return self.route()
