@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks import load, peers
+from benchmarks import load, passthrough, peers
 from benchmarks.peers import Site
 from benchmarks.processes import BenchmarkError, Group
 from benchmarks.results import Results
@@ -110,6 +110,33 @@ def memory(site: Site, plan: Plan, results: Results) -> None:
     results.compare("idle client memory", sizes, "l7lb", "haproxy")
     if "l7lb" in sizes:
         results.compare("idle client memory", {**sizes, "2 KiB": [2048.0]}, "l7lb", "2 KiB", 1.0)
+
+
+def passed_through(site: Site, plan: Plan, results: Results) -> None:
+    """TLS passed through by its name: 10 MB bodies, and a connection a request; HAProxy in mode tcp, and splicing."""
+    bulk: Values = {}
+    speed: Values = {}
+    cost: Values = {}
+    rate: Values = {}
+    with passthrough.started(site, plan.bare, plan.only, splice=True) as groups:
+        for _ in range(plan.rounds):
+            for group in groups:
+                found = passthrough.bulk(group, site.cores.load, plan.seconds)
+                bulk.setdefault(group.name, []).append(found[0])
+                speed.setdefault(group.name, []).append(found[1])
+        for _ in range(plan.rounds):
+            for group in groups:
+                if group.name != "haproxy-splice":
+                    found = passthrough.connections(group, site.cores.load, plan.seconds)
+                    cost.setdefault(group.name, []).append(found[0])
+                    rate.setdefault(group.name, []).append(found[1])
+    results.add("passthrough, 10 MB bodies", "ms CPU/GB", bulk)
+    results.add("passthrough, 10 MB bodies", "GB/s", speed)
+    results.add("passthrough, a connection a request", "us CPU/connection", cost)
+    results.add("passthrough, a connection a request", "connections/s", rate)
+    results.compare("passthrough 10 MB bodies CPU", bulk, "l7lb", "haproxy", 0.5)
+    results.compare("passthrough 10 MB bodies CPU", bulk, "l7lb", "haproxy-splice", 1.1)
+    results.compare("passthrough connection CPU", cost, "l7lb", "haproxy")
 
 
 def rules(site: Site, plan: Plan, results: Results) -> None:
@@ -222,6 +249,7 @@ CASES: dict[str, Callable[[Site, Plan, Results], None]] = {
     "bodies": bodies,
     "latency": latency,
     "memory": memory,
+    "passthrough": passed_through,
     "rules": rules,
     "workers": workers,
 }

@@ -51,12 +51,14 @@ def wrk(
     path: str = "/",
     headers: tuple[str, ...] = (),
     host: str = "www.example.com",
+    scheme: str = "http",
+    address: str = "127.0.0.1",
 ) -> Load:
     """As many requests as go, over so many connections."""
     options = [word for header in headers for word in ("-H", header)]
     whole = max(1, round(seconds))  # wrk takes no fractions
     words = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--latency", "-H", f"Host: {host}", *options]
-    text = _run(core, whole, [*words, f"http://127.0.0.1:{port}{path}"])
+    text = _run(core, whole, [*words, f"{scheme}://{address}:{port}{path}"])
     total = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m)", text)
     if not total:
         raise BenchmarkError(f"wrk failed: {text}")

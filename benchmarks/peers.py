@@ -62,8 +62,8 @@ def servers(folder: Path, cores: Cores) -> tuple[Site, Group]:
     }}"""
         for port in ports
     )
-    text = _nginx(folder / "servers", "sendfile on; tcp_nopush on;", blocks)
-    group = Group("servers", _nginx_command(folder / "servers", text), cores.servers, folder, ports[0])
+    text = nginx_text(folder / "servers", "sendfile on; tcp_nopush on;", blocks)
+    group = Group("servers", nginx_command(folder / "servers", text), cores.servers, folder, ports[0])
     return Site(folder, cores, ports), group
 
 
@@ -176,8 +176,8 @@ def nginx(site: Site, name: str = "nginx", headers: str = "") -> Group:
         location / {{ proxy_pass http://$sticky; add_header Set-Cookie $new_cookie; {via} }}
     }}
 """
-    text = _nginx(site.folder / name, "", blocks)
-    return Group(name, _nginx_command(site.folder / name, text), site.cores.measured, site.folder, port)
+    text = nginx_text(site.folder / name, "", blocks)
+    return Group(name, nginx_command(site.folder / name, text), site.cores.measured, site.folder, port)
 
 
 def l7lb(
@@ -232,7 +232,7 @@ pools:
     return Group(name, [sys.executable, "-P", *program], site.cores.measured, folder, port)
 
 
-def _nginx(folder: Path, options: str, blocks: str) -> str:
+def nginx_text(folder: Path, options: str, blocks: str) -> str:
     """A whole configuration of nginx that needs no folder but its own and no root."""
     temporary = "\n".join(
         f"    {kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -255,7 +255,7 @@ http {{
 """
 
 
-def _nginx_command(folder: Path, text: str) -> list[str]:
+def nginx_command(folder: Path, text: str) -> list[str]:
     folder.mkdir(exist_ok=True)
     path = folder / "nginx.conf"
     path.write_text(text)
