@@ -25,10 +25,21 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @asynccontextmanager
 async def serving(handler: Handler, context: ssl.SSLContext | None = None) -> AsyncIterator[Address]:
-    """A server on a free port."""
-    server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=context)
+    """A server on a free port, whose connections are closed when it ends."""
+    handled: list[asyncio.Task[None]] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handled.append(asyncio.current_task())  # type: ignore[arg-type]
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await handler(reader, writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
     async with server:
         yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    await asyncio.gather(*handled)
 
 
 def says(data: bytes, asked: int = 0) -> Handler:
