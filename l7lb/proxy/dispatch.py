@@ -159,10 +159,10 @@ class Dispatcher:
         failure = need.again
         assert failure is not None
         stale = need.fresh
+        gave_up = ticket.server
         self._drop(ticket, None if stale else failure)
-        self._count(ticket.server, columns.RETRIES)
         if not stale:
-            ticket.tried.append(ticket.server)
+            ticket.tried.append(gave_up)
             server, ticket.sticky = self.find(ticket.runtime, ticket.facts, now, ticket.tried)
             if server is None:
                 # All others were tried or are down: the first may have recovered.
@@ -171,6 +171,7 @@ class Dispatcher:
                 ticket.connection.ticket = None
                 return ticket.connection.session.failed(failure, ticket.choice, now)
             ticket.server = server
+        self._count(gave_up, columns.RETRIES)
         ticket.attempt += 1
         ticket.began = now
         return self.proceed(ticket, need.fresh, now)
@@ -293,11 +294,11 @@ class Dispatcher:
         retries = ticket.pool.config.retries
         if "connect-failure" in retries.when and ticket.attempt < retries.attempts:
             # Nothing was sent: any request may go to another server.
-            ticket.attempt += 1
             ticket.tried.append(server)
-            self._count(server, columns.RETRIES)
             other, ticket.sticky = self.find(ticket.runtime, ticket.facts, now, ticket.tried)
             if other is not None:
+                self._count(server, columns.RETRIES)
+                ticket.attempt += 1
                 ticket.server = other
                 ticket.began = now
                 return self.proceed(ticket, False, now)

@@ -123,11 +123,6 @@ def read_answers(outcome: Outcome, requests: list[Seen]) -> list[Answer]:
     return found
 
 
-def unreasoned(answers: list[Answer]) -> list[Answer]:
-    """Refusals without their reason: of two faults in a head, pieces decide which is named."""
-    return [answer if answer.status < 400 else Answer(answer.status, [], b"", answer.complete) for answer in answers]
-
-
 def same(one: Outcome, other: Outcome) -> None:
     """Both runs came to the same, as a client and a server can tell.
 
@@ -137,7 +132,7 @@ def same(one: Outcome, other: Outcome) -> None:
     assert [seen for seen in one.requests if seen.complete] == [seen for seen in other.requests if seen.complete]
     assert [ended.split("@")[0] for _, ended in one.endings] == [ended.split("@")[0] for _, ended in other.endings]
     requests = max(one.requests, other.requests, key=len)
-    first, second = (unreasoned(read_answers(outcome, requests)) for outcome in (one, other))
+    first, second = (read_answers(outcome, requests) for outcome in (one, other))
     if all(ended == "ok" or ended.startswith("client-") for _, ended in one.endings):
         assert first == second
         assert one.endings == other.endings

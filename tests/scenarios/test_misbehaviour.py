@@ -11,6 +11,7 @@ import time
 import pytest
 import pytest_asyncio
 
+from l7lb.proxy import counts as columns
 from l7lb.testing import Answer, Node, Wire
 from l7lb.testing.http import encode_request, read_response
 
@@ -115,7 +116,7 @@ async def test_a_client_that_never_reads(node: Node) -> None:
     await wire.send_lines("GET / HTTP/1.1", "Host: a", "")
     await node.until(lambda: node.records)
     record = node.records[-1]
-    assert record.ended.startswith("client-timeout@response-body")
+    assert record.ended == "client-timeout@response-body"
     assert record.sent < size / 2
     await wire.sees_closed()
     wire.close()
@@ -130,7 +131,7 @@ async def test_a_client_that_goes_away(node: Node) -> None:
         await upstream.until(b"\r\n\r\n")
         wire.reset()
         await upstream.sees_closed()
-    assert (await node.record()).ended.startswith("client-closed")
+    assert (await node.record()).ended == "client-closed@response-header"
     await node.by_hand(set(), None)
 
 
@@ -179,12 +180,45 @@ async def test_a_server_that_dies_inside_its_answer(node: Node) -> None:
     await node.by_hand(set(), None)
 
 
+def counted(node: Node, column: int) -> list[int]:
+    """A count of each of the pool's servers."""
+    return [node.counts.total(server.slot, column) for server in node.snapshot.pools[0].servers]
+
+
 @pytest.mark.asyncio
-async def test_a_server_that_refuses(node: Node) -> None:
+async def test_a_server_that_refuses_where_there_is_no_other(node: Node) -> None:
+    """It is not asked again: nothing has changed since."""
     node.server("web1").refuse()
     answer = await node.get("/")
     assert answer.status == 503
+    assert answer.body == b"503 Service Unavailable: the server refused the connection\n"
     assert (await node.record()).ended == "connect-refused@connect"
+    assert counted(node, columns.CONNECT_ERRORS) == [1]
+    assert counted(node, columns.RETRIES) == [0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_server_that_refuses_where_there_is_another(method: str) -> None:
+    """Nothing was sent, so that any request may go to the other; beyond the attempts it is an error."""
+    names = ["web1", "web2", "web3"]
+    servers = ", ".join(f"{{name: {name}, address: '127.0.0.1:{number}'}}" for number, name in enumerate(names, 1))
+    config = CONFIG.replace(
+        'servers: [{name: web1, address: "127.0.0.1:1"}]', f"balance: first\n    servers: [{servers}]"
+    )
+    async with Node(config) as node:
+        node.server("web1").refuse()
+        answer = await node.request(method, "/", body=b"hello")
+        assert (answer.status, answer.server) == (200, "web2")
+        assert node.server("web2").requests[-1].body == b"hello"
+        record = await node.record()
+        assert (record.status, record.server, record.retries, record.ended) == (200, "web2", 1, "ok")
+        assert counted(node, columns.RETRIES) == [1, 0, 0]
+        node.server("web2").die()
+        await node.until(lambda: not node.runtime.dispatcher.pools["web"].state.by_name["web2"].idle)
+        assert (await node.request(method, "/", body=b"hello")).status == 503  # one attempt more, and no third
+        assert counted(node, columns.CONNECT_ERRORS) == [2, 1, 0]
+        assert counted(node, columns.RETRIES) == [2, 0, 0]
 
 
 @pytest.mark.asyncio

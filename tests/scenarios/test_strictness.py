@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from malformed import ANSWERS, REFUSALS, REQUESTS
+from malformed import ANSWERS, COMPLAINTS, REFUSALS, REQUESTS
 
 from l7lb.testing import Node
-from l7lb.testing.http import read_response
+from l7lb.testing.http import Response, read_response
 
 CONFIG = """
 listeners:
@@ -21,6 +21,17 @@ pools:
     retries: {attempts: 0}
     servers: [{name: web1, address: "127.0.0.1:1"}]
 """
+
+
+TOLD = {name: text for text, names in REFUSALS.items() for name in names}
+COMPLAINED = {name: text for text, names in COMPLAINTS.items() for name in names}
+
+
+def told(response: Response) -> str:
+    """A refusal in short: its status and what its text says of the fault."""
+    status, text = response.body.decode().rstrip("\n").split(": ", 1)
+    assert status.split()[0] == str(response.status)
+    return f"{response.status} {text}"
 
 
 @pytest.mark.asyncio
@@ -40,8 +51,8 @@ async def test_malformed_requests_are_refused(pieces: int) -> None:
                     pass  # refused before the last byte was sent
                 try:
                     response = await read_response(wire)
-                    if response.status not in REFUSALS:
-                        wrong.append(f"{name}: {response.status}")
+                    if told(response) != TOLD[name]:
+                        wrong.append(f"{name}: {told(response)}")
                     await wire.sees_closed()
                 except (AssertionError, ValueError) as problem:
                     wrong.append(f"{name}: {problem}")
@@ -80,11 +91,12 @@ async def test_malformed_answers_become_502_and_their_connection_is_dropped(name
             if name in ("nothing", "half a head"):
                 upstream.half_close()
             response = await read_response(wire)
-            assert response.status == 502
+            assert told(response) == f"502 {COMPLAINED[name]}"
             await upstream.sees_closed()
         record = await node.record()
         assert record.status == 502
-        assert record.ended.startswith("server-")
+        failure = "server-closed" if name in ("nothing", "half a head") else "server-protocol"
+        assert record.ended == f"{failure}@response-header"
 
 
 @pytest.mark.asyncio
@@ -99,3 +111,6 @@ async def test_names_that_a_gateway_reads_as_another_are_not_passed_on() -> None
 def test_the_list_is_long_enough() -> None:
     assert len(REQUESTS) >= 78
     assert len(set(REQUESTS.values())) == len(REQUESTS)
+    assert TOLD.keys() == REQUESTS.keys()
+    assert COMPLAINED.keys() == ANSWERS.keys()
+    assert sum(map(len, REFUSALS.values())) == len(REQUESTS)  # nobody is told two things

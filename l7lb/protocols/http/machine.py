@@ -45,6 +45,7 @@ from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, split_head
 __all__ = ["HttpMachine", "Shared"]
 
 ALLOW: Final = (("Allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),)
+NO_REQUEST: Final = "this is no HTTP request"
 INCOMPLETE: Final = "the request ended before it was complete"
 PATIENCE: Final = 5.0  # seconds that an idle client is waited for while another process has taken over
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
@@ -266,7 +267,7 @@ class HttpMachine(HttpAnswering):
             head, end = split_head(data, shared.header_bytes, searched)
             if end < 0:
                 if data and data != b"\r" and not TOKEN.match(data):
-                    raise SyntaxFault(400, "this is no HTTP request")
+                    raise SyntaxFault(400, NO_REQUEST)
                 self.buffer = data
                 if not data:
                     self.state = IDLE  # nothing but an empty line behind the request before
@@ -278,8 +279,10 @@ class HttpMachine(HttpAnswering):
             if self.first and data[: len(PREFACE)] == PREFACE and self._may_change():
                 return self._change_to_http2(data, now)
             status, reason = fault.status, fault.reason
-            if end >= 0 and LINE_END.search(data, 0, end):
-                # Had it come in pieces, the broken line would have been seen first.
+            # What would have been seen first, had it come in pieces.
+            if not TOKEN.match(data) and (data[:1] not in (b"\r", b"\n") or data[:2] == b"\r\n"):
+                status, reason = 400, NO_REQUEST
+            elif end >= 0 and (LINE_END.search(data, 0, end + 1) or data[:1] == b"\n"):
                 status, reason = 400, "a line must end in CR LF"
             self.buffer = data
             failure = Failure.CLIENT_LIMIT if status in (413, 414, 431) else Failure.CLIENT_PROTOCOL
