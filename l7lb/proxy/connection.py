@@ -50,7 +50,7 @@ READ_BYTES: Final = 16 * 1024
 LINGER_SECONDS: Final = 2.0  # how long a client that still sends is listened to after its last answer
 LINGER_BYTES: Final = 4 * 1024 * 1024
 FLUSH_SECONDS: Final = 30.0  # how long the last answer may take to leave without progress
-KEPT: Final = 4  # connections without work to servers that were told who the client is
+KEPT: Final = 16  # connections without work to servers that were told who the client is
 NONE_KEPT: Final[list[ServerConnection]] = []  # of the many who never have one
 ANY: Final = ("0.0.0.0", "::")  # what a socket is bound to that takes connections to every address
 
@@ -148,7 +148,9 @@ class Connection(Endpoint):
         if self.kept is NONE_KEPT:
             self.kept = []
         self.kept.append(upstream)
-        if len(self.kept) > KEPT:
+        if self.phase == GONE:
+            upstream.retire()
+        elif len(self.kept) > KEPT:
             self.kept[0].retire()
 
     def take_kept(self, server: ServerState) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from h2_client import Http2Client
 from proxy_scene import GET, LARGE, config, connections, count, quiet, states
 from test_proxy_header import LISTED, TCP4, told
 
@@ -327,3 +328,37 @@ def test_a_connection_that_is_passed_through_begins_with_it(run, version: str, e
     conf["listeners"] = [{"name": "web", "protocol": "tcp", "bind": ["127.0.0.1:0"], "routes": [{"pool": "web"}]}]
     conf["pools"]["web"] = {"servers": conf["pools"]["web"]["servers"]}
     scene(run, play, conf)
+
+
+def test_streams_of_one_client_share_its_connections_and_no_others_do(run) -> None:
+    async def play(node: Node) -> None:
+        async def answer(server: Wire, client: Http2Client, number: int) -> None:
+            await read_request(server)
+            await server.send(ANSWER)
+            await client.until(number)
+            assert client.statuses[number] == 200
+
+        client, other = await Http2Client.connect(node), await Http2Client.connect(node)
+        number = await client.request()
+        server = await node.accept_any()
+        assert (await header_of(server)).source_port == names(client.wire)[1]
+        await answer(server, client, number)
+        assert len(states(node)["web1"].kept) == 1
+        number = await other.request()
+        second = await node.accept_any()
+        assert (await header_of(second)).source_port == names(other.wire)[1]
+        await answer(second, other, number)
+        await answer(server, client, await client.request())  # the same connection, and no header again
+        first, later = await client.request(), await client.request()
+        third = await node.accept_any()
+        assert (await header_of(third)).source_port == names(client.wire)[1]
+        await answer(server, client, first)
+        await answer(third, client, later)
+        assert len(states(node)["web1"].kept) == 3
+        client.close()
+        for gone in (server, third):
+            await gone.sees_end()
+        assert len(states(node)["web1"].kept) == 1
+        other.close()
+
+    scene(run, play, sending())
