@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 from l7lb.core.facts import Facts
+from l7lb.core.paths import plain_path
 
 Captures = Sequence[bytes]
 Part = Callable[[Facts, Captures], bytes]
@@ -30,7 +31,6 @@ UNSAFE = re.compile(rb"[\x00-\x20\x7f-\xff]")
 UNSAFE_IN_PATH = re.compile(rb'[\x00-\x20\x7f-\xff?#\\"<>^`]')
 UNSAFE_IN_HOST = re.compile(rb"[^A-Za-z0-9._~:\[\]%-]")
 UNSAFE_IN_QUERY = re.compile(rb'[\x00-\x20\x7f-\xff#"<>]')
-SLASHES = re.compile(rb"[/\\]+")
 MAX_TEMPLATE = 4096
 
 
@@ -202,18 +202,4 @@ def tidy_path(path: bytes) -> bytes:
     """A path (its query behind it) with one leading slash, and without empty and dot segments."""
     path, mark, query = path.partition(b"?")
     path = b"/" + path.lstrip(b"/\\")
-    if b"//" in path or b"\\" in path:
-        path = SLASHES.sub(b"/", path)
-    if b"/." in path:
-        segments: list[bytes] = []
-        parts = path.split(b"/")[1:]
-        for part in parts:
-            if part == b"..":
-                if segments:
-                    segments.pop()
-            elif part != b".":
-                segments.append(part)
-        if parts[-1] in (b".", b"..") and (not segments or segments[-1]):
-            segments.append(b"")
-        path = b"/" + b"/".join(segments)
-    return path + mark + query
+    return plain_path(path.replace(b"\\", b"/")) + mark + query

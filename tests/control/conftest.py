@@ -1,12 +1,14 @@
-"""What the control plane's tests share: small snapshots, a clock that is moved by hand, counts."""
+"""What the control plane's tests share: small snapshots, a clock that is moved by hand, counts, a real node."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from node_process import NodeProcess
 
 from l7lb.core.messages import SessionRow
 from l7lb.core.snapshot import Address, Listener, Pool, Route, Server, Snapshot, ToPool
@@ -27,6 +29,13 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[NodeProcess]:
+    """A node in processes of its own."""
+    with NodeProcess(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture

@@ -16,12 +16,6 @@ import l7lb
 pytestmark = pytest.mark.scenario
 
 
-@pytest.fixture
-def node(tmp_path: Path):
-    with NodeProcess(tmp_path) as running:
-        yield running
-
-
 def hand_over(node: NodeProcess) -> dict:
     """Send the signal and wait until another supervisor serves with other workers."""
     before = node.serving()

@@ -14,12 +14,6 @@ from node_process import HangingServer, Load, NodeProcess, alive, get, wait_for
 pytestmark = pytest.mark.scenario
 
 
-@pytest.fixture
-def node(tmp_path: Path):
-    with NodeProcess(tmp_path) as running:
-        yield running
-
-
 def test_all_processes_are_in_one_group_and_end_with_the_node(node: NodeProcess) -> None:
     status = node.serving()
     pids = {status["supervisor"]["pid"], status["keeper"]["pid"], status["state_process"]["pid"]}

@@ -14,12 +14,6 @@ from l7lb.control.client import AdminError
 pytestmark = pytest.mark.scenario
 
 
-@pytest.fixture
-def node(tmp_path: Path):
-    with NodeProcess(tmp_path) as running:
-        yield running
-
-
 def test_hang_up_reloads_in_place(node: NodeProcess) -> None:
     before = node.serving()
     with Load(node.port) as load:

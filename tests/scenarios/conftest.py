@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import pytest
 # The process helper of the supervisor's tests serves the scenarios too.
 sys.path.append(str(Path(__file__).parent.parent / "control"))
 
-from scenario_node import find
+from scenario_node import Nginx, find
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[list[Nginx]]:
+    """Two real servers."""
+    with Nginx(tmp_path, "web1") as one, Nginx(tmp_path, "web2") as two:
+        yield [one, two]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -38,12 +38,6 @@ pools:
 
 
 @pytest.fixture
-def servers(tmp_path: Path):
-    with Nginx(tmp_path, "web1") as one, Nginx(tmp_path, "web2") as two:
-        yield [one, two]
-
-
-@pytest.fixture
 def node(tmp_path: Path, servers: list[Nginx]):
     with Node(tmp_path / "node", text(servers)) as node:
         yield node

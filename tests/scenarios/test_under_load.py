@@ -38,12 +38,6 @@ def text(servers: list[Nginx], number: int = 0) -> str:
 
 
 @pytest.fixture
-def servers(tmp_path: Path):
-    with Nginx(tmp_path, "web1") as one, Nginx(tmp_path, "web2") as two:
-        yield [one, two]
-
-
-@pytest.fixture
 def node(tmp_path: Path, servers: list[Nginx]):
     with Node(tmp_path / "node", text(servers)) as node:
         yield node

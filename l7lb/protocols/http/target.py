@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from l7lb.core.paths import plain_path
 from l7lb.protocols.http.syntax import TARGET_BYTES, SyntaxFault
 
 UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -21,7 +22,6 @@ HOST: Final = re.compile(
     rb"(?:(?P<name>[A-Za-z0-9\-._~!$&'()*+;=]{0,255})|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:%25[A-Za-z0-9]{1,16})?)\])"
     rb"(?::(?P<port>[0-9]{0,5}))?"
 )
-SPLIT: Final = re.compile(rb"/+")
 AMBIGUOUS: Final = re.compile(rb"(?:/|%2F|%5C)\.\.?(?:;|%2F|%5C)|(?:%2F|%5C)\.\.?(?:/|\Z)")
 MAX_HOSTS: Final = 4096
 
@@ -48,20 +48,7 @@ def normal_path(path: bytes) -> bytes:
         path = ESCAPE.sub(_unescape, path)
     if AMBIGUOUS.search(path):
         raise SyntaxFault(400, "a dot segment that servers read in different ways")
-    if b"//" not in path and b"/." not in path:
-        return path
-    segments: list[bytes] = []
-    parts = SPLIT.split(path)
-    for part in parts[1:]:
-        if part == b"..":
-            if segments:
-                segments.pop()
-        elif part != b".":
-            segments.append(part)
-    # A path that ended in a dot segment names a directory: its slash stays.
-    if parts[-1] in (b".", b"..") and (not segments or segments[-1]):
-        segments.append(b"")
-    return b"/" + b"/".join(segments)
+    return plain_path(path)
 
 
 def normal_host(value: bytes) -> tuple[bytes, int]:
