@@ -25,7 +25,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from l7lb.core.actions import Close, ToClient
+from l7lb.core.actions import Action, Close, ToClient
 from l7lb.core.contracts import Peer
 from l7lb.proxy import counts as columns
 from l7lb.proxy.connection import OPEN, OPENING, Connection
@@ -46,14 +46,16 @@ class OpeningFailed(Exception):
     """A stage gives the connection up.
 
     ``reason`` is one of :data:`l7lb.proxy.counts.REASONS`, ``detail`` what an operator should read, ``answer`` the last
-    words that the client gets, as they go over the socket.
+    words that the client gets, as they go over the socket. ``told``: the stage has sent its own last words, and what
+    the client still sends must not make the kernel throw them away.
     """
 
-    def __init__(self, reason: str, detail: str, answer: bytes = b"") -> None:
+    def __init__(self, reason: str, detail: str, answer: bytes = b"", told: bool = False) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
         self.answer = answer
+        self.told = told
 
 
 class Stage:
@@ -225,9 +227,10 @@ class Opening:
         if self.heard or failure.reason != "closed":
             connection.listener.failures.count(self._stage.name, failure, connection)
         self.stop()
-        if failure.answer:
+        if failure.answer or failure.told:
             connection.phase = OPEN
-            connection.run([ToClient(failure.answer), Close(linger=True)], monotonic())
+            words: list[Action] = [ToClient(failure.answer)] if failure.answer else []
+            connection.run([*words, Close(linger=True)], monotonic())
         else:
             connection.close()
 

@@ -66,7 +66,9 @@ class TlsStage(Stage):
         except ssl.SSLEOFError:
             raise OpeningFailed("closed", "the client went away") from None
         except ssl.SSLError as error:
-            raise OpeningFailed(*judge(error)) from None
+            tls.dispose()
+            opening.connection.tls = None  # it has sent its alert; what comes now is not looked at
+            raise OpeningFailed(*judge(error), told=True) from None
         if wanted == DONE:
             self._finish(opening, tls)
         return wanted

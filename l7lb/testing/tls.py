@@ -29,6 +29,7 @@ class TlsWire(Wire):
         self.wire = wire
         self.cut = cut
         self.truncated = False
+        self.alert = ""  # what the other side gave as its reason to end
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(
@@ -108,7 +109,8 @@ class TlsWire(Wire):
                 continue
             except ssl.SSLZeroReturnError:
                 data = b""
-            except ssl.SSLError:
+            except ssl.SSLError as error:
+                self.alert = (error.reason or "").rpartition("ALERT_")[2].replace("_", " ").lower()
                 self.truncated = self._ended = True
                 return
             if data:
