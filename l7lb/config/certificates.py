@@ -185,7 +185,7 @@ def _dates(chain: list[x509.Certificate], now: datetime) -> list[str]:
 
 
 def _judge_response(file: str, content: bytes, certificate: x509.Certificate, now: datetime) -> list[str]:
-    """What is doubtful about an OCSP response. Raises Unusable for one that is none, or another certificate's."""
+    """What is doubtful about an OCSP response. Raises Unusable for one that is none."""
     try:
         response = ocsp.load_der_ocsp_response(content)
         if response.response_status != ocsp.OCSPResponseStatus.SUCCESSFUL:
@@ -196,7 +196,8 @@ def _judge_response(file: str, content: bytes, certificate: x509.Certificate, no
             raise
         raise Unusable(file, f"is no OCSP response in DER: {_first_line(error)}") from None
     if serial != certificate.serial_number:
-        raise Unusable(file, "is the OCSP response of another certificate")
+        # So it is for a while after each renewal, which must not wait for the responder.
+        return ["the OCSP response is of another certificate, and is not sent"]
     if status != ocsp.OCSPCertStatus.GOOD:
         return ["the OCSP response says that the certificate is not good, and is not sent"]
     if until is not None and until < now:

@@ -20,6 +20,7 @@ from typing import Any, Final
 SET_TICKET_KEYS: Final = 59  # SSL_CTRL_SET_TLSEXT_TICKET_KEYS
 GET_TICKET_KEYS: Final = 58
 SET_SESSION_CACHE: Final = 44  # SSL_CTRL_SET_SESS_CACHE_MODE
+SET_GROUPS: Final = 92  # SSL_CTRL_SET_GROUPS_LIST
 SET_STATUS_CALLBACK: Final = 63  # SSL_CTRL_SET_TLSEXT_STATUS_REQ_CB
 SET_STATUS_RESPONSE: Final = 71  # SSL_CTRL_SET_TLSEXT_STATUS_REQ_OCSP_RESP
 TICKET_KEY_BYTES: Final = 80  # 16 that name it, 32 for its HMAC, 32 for AES-256
@@ -64,6 +65,13 @@ def forget_sessions(context: ssl.SSLContext) -> None:
     """Keep no sessions in this process: clients hold them in their tickets, and memory stays bounded."""
     if available():
         _library.SSL_CTX_ctrl(_context_pointer(context), SET_SESSION_CACHE, 0, None)
+
+
+def set_groups(context: ssl.SSLContext, groups: str) -> None:
+    """Agree on keys in these groups only, in OpenSSL's words and with colons."""
+    if available():
+        _library.SSL_CTX_ctrl(_context_pointer(context), SET_GROUPS, 0, groups.encode())
+        _library.ERR_clear_error()
 
 
 def name_client_cas(context: ssl.SSLContext, file: str) -> None:

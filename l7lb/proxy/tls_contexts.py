@@ -25,6 +25,7 @@ CIPHERS = ":".join(
     for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
     for key in ("ECDSA", "RSA")
 )
+GROUPS = "X25519:P-256:P-384"  # the others that OpenSSL has are slow, or weaker than the rest
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 NAME_BYTES = 16  # of a ticket key, at its beginning
 
@@ -94,6 +95,7 @@ class Terminator:
         context.maximum_version = VERSIONS[config.max_version]
         context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_SINGLE_ECDH_USE
         context.set_ciphers(config.ciphers or CIPHERS)
+        openssl.set_groups(context, GROUPS)
         if config.alpn:
             context.set_alpn_protocols(list(config.alpn))
         responses: dict[int, bytes] = {}

@@ -234,6 +234,8 @@ def test_a_doubtful_ocsp_response_is_not_sent(
 
 def test_a_wrong_ocsp_response(folder: Path) -> None:
     (folder / "leaf.der").write_bytes(response(ocsp.OCSPCertStatus.GOOD, leaf=OTHER))
-    assert problems(folder, WITH_RESPONSE)[0].endswith("leaf.der: is the OCSP response of another certificate")
+    loaded = read(folder, WITH_RESPONSE)
+    assert loaded.warnings[0].message == "the OCSP response is of another certificate, and is not sent"
+    assert loaded.snapshot.listeners[0].tls.certificates[0].ocsp == b""
     (folder / "leaf.der").write_bytes(b"nothing of the kind")
     assert "is no OCSP response in DER" in problems(folder, WITH_RESPONSE)[0]
