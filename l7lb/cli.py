@@ -308,6 +308,69 @@ def sessions(limit: int, admin: Path | None, config: Path | None, as_json: bool)
     show(client(admin, config).get("sessions", limit=limit), as_json, "sessions")
 
 
+@cli.group()
+def table() -> None:
+    """Look into the sticky tables, and change them.
+
+    A table is POOL/KIND, for headers and cookies POOL/KIND/NAME, or just the POOL where it has one. A key is what the
+    user shows: an address, a header's or cookie's value, a TLS session in hexadecimal, or digest:HEX.
+    """
+
+
+@table.command("list")
+@admin_options
+@json_option
+def table_list(admin: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show the tables: entries, limit, memory, pins, hits, evictions."""
+    show(client(admin, config).get("tables"), as_json, "sticky_tables")
+
+
+@table.command("find")
+@click.argument("table")
+@click.argument("key", required=False)
+@click.option("--server", metavar="SERVER", help="Only entries of this server.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="Rows at most.")
+@admin_options
+@json_option
+def table_find(
+    table: str, key: str | None, server: str | None, limit: int, admin: Path | None, config: Path | None, as_json: bool
+) -> None:
+    """Show the entry of a KEY, or entries of a server, or any."""
+    found = client(admin, config).get("table", table=table, key=key, server=server, limit=limit)
+    show(found, as_json, "sticky_entries")
+
+
+@table.command("delete")
+@click.argument("table")
+@click.argument("key", required=False)
+@click.option("--server", metavar="SERVER", help="All entries of this server.")
+@admin_options
+def table_delete(table: str, key: str | None, server: str | None, admin: Path | None, config: Path | None) -> None:
+    """Forget the entry of a KEY, or all entries of a server; pins too."""
+    answer = client(admin, config).post("table-delete", table=table, key=key or "", server=server or "")
+    click.echo(answer["done"])
+
+
+@table.command("pin")
+@click.argument("table")
+@click.argument("key")
+@click.argument("server")
+@click.option("--for", "how_long", default="forever", show_default=True, metavar="TIME", help="30m, 1h, 7d, forever.")
+@admin_options
+def table_pin(table: str, key: str, server: str, how_long: str, admin: Path | None, config: Path | None) -> None:
+    """Keep a KEY on a SERVER, whatever is learned."""
+    from l7lb.config.units import parse_duration
+
+    try:
+        seconds = 0.0 if how_long == "forever" else parse_duration(how_long)
+    except ValueError as error:
+        raise click.UsageError(f"--for: {error}, or forever") from None
+    if how_long != "forever" and not seconds:
+        raise click.UsageError("--for: nothing is no time to pin for; `l7lb table delete` ends a pin")
+    answer = client(admin, config).post("table-pin", table=table, key=key, server=server, seconds=seconds)
+    click.echo(answer["done"])
+
+
 @cli.command()
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="Print one picture and end.")

@@ -8,6 +8,9 @@
     POST /v1/add-server                      {"pool", "name", "address", "weight", "max_connections", "backup",
                                               "send_proxy"}
     POST /v1/remove-server                   {"server": "[POOL/]SERVER"}
+    GET  /v1/tables                          GET  /v1/table?table=NAME&key=KEY&server=NAME&limit=N
+    POST /v1/table-delete                    {"table", "key" or "server"}
+    POST /v1/table-pin                       {"table", "key", "server", "seconds": 0 for ever}
     POST /v1/reload                          POST /v1/shutdown
     POST /v1/explain                         a question, see :class:`l7lb.control.explaining.Question`
 
@@ -34,9 +37,12 @@ from l7lb.control.explaining import Question, explain
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.operator import Operator, Refused
+from l7lb.control.sticky import StickyTables
 from l7lb.core.errors import ConfigurationError, L7lbError, UnknownName
 from l7lb.core.proxy_protocol.writing import VERSIONS
 from l7lb.core.snapshot import Address, Server
+from l7lb.persistence.asking import ROWS
+from l7lb.proxy.workers.children import STATE_SOCKET
 
 BODY = 64 * 1024  # bytes of a request
 SESSIONS = 100_000  # rows at most
@@ -74,6 +80,23 @@ class NewServer(msgspec.Struct, forbid_unknown_fields=True):
     send_proxy: str = ""
 
 
+class Deletion(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``table-delete`` takes: a key, or a server."""
+
+    table: str
+    key: str = ""
+    server: str = ""
+
+
+class Pin(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``table-pin`` takes; 0.0 seconds: for ever."""
+
+    table: str
+    key: str
+    server: str
+    seconds: float = 0.0
+
+
 class AdminServer:
     """See the module."""
 
@@ -83,6 +106,7 @@ class AdminServer:
         self._supervisor = supervisor
         self._operator = Operator(node)
         self._server = HttpServer(self._application(), CONNECTIONS, SECONDS)
+        self._sticky = StickyTables(node, path.parent / STATE_SOCKET)
         self._identity: tuple[int, int] | None = None
 
     async def start(self) -> None:
@@ -106,6 +130,10 @@ class AdminServer:
             app.router.add_post(f"/v1/{verb}", self._verb(getattr(self._operator, verb.replace("-", "_"))))
         app.router.add_post("/v1/weight", self._weight)
         app.router.add_post("/v1/add-server", self._add_server)
+        app.router.add_get("/v1/tables", self._tables)
+        app.router.add_get("/v1/table", self._table)
+        app.router.add_post("/v1/table-delete", self._table_delete)
+        app.router.add_post("/v1/table-pin", self._table_pin)
         app.router.add_post("/v1/reload", self._reload)
         app.router.add_post("/v1/shutdown", self._shutdown)
         app.router.add_post("/v1/explain", self._explain)
@@ -123,10 +151,23 @@ class AdminServer:
         return answer(rows)
 
     async def _sessions(self, request: web.Request) -> web.Response:
-        text = request.query.get("limit", "1000")
-        if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= SESSIONS):
-            raise web.HTTPBadRequest(text=f"limit is a number from 1 to {SESSIONS}")
-        return answer(await self._supervisor.sessions(int(text)))
+        return answer(await self._supervisor.sessions(_limit(request, SESSIONS)))
+
+    async def _tables(self, request: web.Request) -> web.Response:
+        return answer(await self._sticky.tables())
+
+    async def _table(self, request: web.Request) -> web.Response:
+        query = request.query
+        table, key, server = query.get("table", ""), query.get("key", ""), query.get("server", "")
+        return answer(await self._sticky.find(table, key, server, _limit(request, ROWS)))
+
+    async def _table_delete(self, request: web.Request) -> web.Response:
+        asked = await body(request, Deletion)
+        return done(request, await self._sticky.delete(asked.table, asked.key, asked.server))
+
+    async def _table_pin(self, request: web.Request) -> web.Response:
+        asked = await body(request, Pin)
+        return done(request, await self._sticky.pin(asked.table, asked.key, asked.server, asked.seconds))
 
     def _verb(self, act: Callable[[str], str]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
@@ -184,6 +225,13 @@ def new_server(asked: NewServer, base: Path) -> Server:
         backup=asked.backup,
         send_proxy=asked.send_proxy,
     )
+
+
+def _limit(request: web.Request, most: int) -> int:
+    text = request.query.get("limit", "1000")
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= most):
+        raise web.HTTPBadRequest(text=f"limit is a number from 1 to {most}")
+    return int(text)
 
 
 @web.middleware

@@ -158,6 +158,48 @@ def sessions(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     )
 
 
+def sticky_tables(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """``l7lb table list``."""
+    if not rows:
+        return Text("no tables: no persistence key needs one")
+    names = ("table", "entries", "size", "memory", "expire", "pins", "hits", "evicted", "expired")
+    return Columns(
+        names,
+        [[_sized(row[name]) if name == "memory" else _amount(name, row[name]) for name in names] for row in rows],
+        right=names[1:],
+    )
+
+
+def sticky_entries(found: Mapping[str, Any]) -> RenderableType:
+    """``l7lb table find``."""
+    rows = found["entries"]
+    if not rows:
+        return Text("no such entry")
+    table = Columns(
+        ("key", "server", "idle", "expires", "pinned"),
+        [
+            (
+                row["key"],
+                row["server"],
+                "" if row["pinned"] else f"{row['idle']:.0f}s",
+                "never" if row["expires"] < 0 else f"{row['expires']:.0f}s",
+                "pinned" if row["pinned"] else "",
+            )
+            for row in rows
+        ],
+        right=("idle", "expires"),
+    )
+    return Group(table, Text("... and more: --limit")) if found.get("more") else table
+
+
+def _amount(name: str, value: float) -> str:
+    return f"{value:.0f}s" if name == "expire" else str(value)
+
+
+def _sized(number: int) -> str:
+    return f"{number / 1024**2:.1f} MiB" if number >= 1024**2 else f"{number / 1024:.0f} KiB"
+
+
 def explained(found: Mapping[str, Any]) -> RenderableType:
     """``l7lb explain``."""
     facts = ", ".join(f"{name} {value}" for name, value in found["facts"].items() if value)

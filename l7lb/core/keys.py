@@ -40,6 +40,15 @@ def address_key(source: str, prefix4: int, prefix6: int) -> bytes | None:
     return b"6" + _masked(packed, prefix6)[: (prefix6 + 7) // 8]
 
 
+def show_address(key: bytes) -> str:
+    """The address that :func:`address_key` made this of, a prefix with zeros behind it; "" for another key."""
+    if len(key) == 4:
+        return socket.inet_ntop(socket.AF_INET, key)
+    if key[:1] == b"6" and len(key) <= 17:
+        return socket.inet_ntop(socket.AF_INET6, key[1:].ljust(16, b"\0"))
+    return ""
+
+
 _MAPPED = bytes(10) + b"\xff\xff"
 
 

@@ -30,10 +30,13 @@ from l7lb.persistence.messages import (
     FromState,
     Join,
     Leave,
+    Mark,
+    Marked,
     Refused,
     Seen,
     Spent,
     Taught,
+    Told,
     Welcome,
     check_changes,
     from_state,
@@ -83,6 +86,7 @@ class StateLink:
         self._positions: WeakKeyDictionary[Table, Position] = WeakKeyDictionary()
         self._followed: set[str] = set()  # names, in this connection
         self._lost = time.monotonic()  # since when there is no state process
+        self._mark = 0  # that is to be confirmed
         self._said = ""  # the trouble that was logged last, so that it's logged once
 
     async def run(self) -> None:
@@ -150,6 +154,9 @@ class StateLink:
         while True:
             self._arm()  # before tables are read, so that no change is missed
             await self._round(sender)
+            if self._mark:
+                number, self._mark = self._mark, 0
+                await sender.send(Marked(number, {table.name: table.hits for table in self.tables.held()}))
             await self._wake.wait()
             await asyncio.sleep(INTERVAL)
 
@@ -196,10 +203,14 @@ class StateLink:
             await asyncio.sleep(0)  # requests come between two messages, also when many are there
 
     def _apply(self, message: FromState) -> None:
-        if isinstance(message, (Welcome, Refused)):
+        if isinstance(message, (Welcome, Refused, Told)):
             raise BadMessage("a second answer to the same question")
         if isinstance(message, (Spent, Counted, Debts)):
             self._spending.apply(message)
+            return
+        if isinstance(message, Mark):
+            self._mark = message.number
+            self._wake.set()
             return
         table = self.tables.get(message.table)
         position = self._positions.get(table) if table is not None else None

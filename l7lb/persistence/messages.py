@@ -18,6 +18,11 @@ Each message is MessagePack behind its length in four bytes, big end first. The 
                             <-      Counted; and to all other workers the same Spent
     Debts (to a new state)  ->
 
+                            <-      Mark, when an operator waits for a change
+    Marked                  ->
+
+An operator's command says Ask instead of Join, and gets Told.
+
 An *incarnation* is one life of the state process; sequence numbers mean something only in one incarnation. A worker
 that joins the one it knew goes on where it was; one that meets a new incarnation teaches it all that it holds. Times
 in changes are ticks of the monotonic clock, which all processes of a node share.
@@ -32,6 +37,7 @@ import msgspec
 from l7lb.limits.registry import Spending
 from l7lb.persistence.table import KEY_LIMIT, Delta
 
+ALL_ENTRIES = b""  # instead of a key
 PROTOCOL = 2  # grows when the messages change, so that versions don't talk past one another
 LIMIT = 1 << 20  # bytes of one message
 CHUNK = 128  # changes in one message: decoded and merged in half a millisecond
@@ -139,8 +145,71 @@ class Debts(msgspec.Struct, tag="debts"):
     number: int = 0
 
 
-FromWorker = Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts
-FromState = Welcome | Refused | Changes | Taught | Seen | Spent | Counted | Debts
+class Mark(msgspec.Struct, tag="mark"):
+    """Say when everything that was sent before this has been merged."""
+
+    number: int
+
+
+class Marked(msgspec.Struct, tag="marked"):
+    """Everything before that mark has been merged; and how often each table was hit here."""
+
+    number: int
+    hits: dict[str, int]
+
+
+class Ask(msgspec.Struct, tag="ask"):
+    """Instead of Join: an operator's question, or change. ``what`` is list, find, delete or pin.
+
+    An empty key or server stands for all of them; ``until`` is seconds of the wall clock, 0.0: for ever.
+    """
+
+    protocol: int
+    what: str
+    table: str = ""
+    key: bytes = ALL_ENTRIES
+    server: str = ""
+    until: float = 0.0
+    limit: int = 0
+
+
+class TableRow(msgspec.Struct):
+    """What a table is and holds; ``entries`` include deletions that are remembered."""
+
+    name: str
+    entries: int
+    size: int
+    expire: float
+    pins: int
+    hits: int
+    evicted: int
+    expired: int
+
+
+class EntryRow(msgspec.Struct):
+    """One entry: seconds since its last noted use, and until it expires; a pin does so ``until``, 0.0: never."""
+
+    key: bytes
+    server: str
+    idle: float
+    expires: float
+    pinned: bool
+    until: float
+
+
+class Told(msgspec.Struct, tag="told"):
+    """The answer to Ask. ``late``: workers that have not confirmed a change in time."""
+
+    problem: str = ""
+    tables: list[TableRow] = []
+    entries: list[EntryRow] = []
+    more: bool = False
+    count: int = 0
+    late: int = 0
+
+
+FromWorker = Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts | Marked | Ask
+FromState = Welcome | Refused | Changes | Taught | Seen | Spent | Counted | Debts | Mark | Told
 
 encoder = msgspec.msgpack.Encoder()
 from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

@@ -31,12 +31,14 @@ from pathlib import Path
 import msgspec
 
 from l7lb.core.unixpath import short_path
+from l7lb.persistence.asking import Asking
 from l7lb.persistence.exchange import STALL, Sender, receive, together
 from l7lb.persistence.messages import (
     ALL,
     LIMIT,
     NAME_LIMIT,
     PROTOCOL,
+    Ask,
     BadMessage,
     Changes,
     Counted,
@@ -46,25 +48,30 @@ from l7lb.persistence.messages import (
     Hold,
     Join,
     Leave,
+    Mark,
+    Marked,
     Refused,
     Seen,
     Spent,
     Taught,
+    Told,
     Welcome,
     check_changes,
     from_worker,
 )
+from l7lb.persistence.pins import PINS, SUFFIX
 from l7lb.persistence.save import Clock, CorruptFile, load, save
 from l7lb.persistence.spending import StateSpending
-from l7lb.persistence.table import MAX_SIZE, Table
+from l7lb.persistence.table import MAX_SIZE, MAX_TTL, Table
 from l7lb.persistence.tables import new_origin
 
+CONFIRM = 5.0  # seconds that workers have to confirm an operator's change
 RELAY = 0.005  # seconds in which changes gather before they are passed on
 TICK = 1.0  # seconds between two rounds of housekeeping
 SAVE_INTERVAL = 60.0
 ORPHANED = 30.0  # seconds without parent and workers
 MAX_WORKERS = 256
-MAX_TABLES = 4096
+MAX_TABLES = 8192  # pins have tables of their own
 EXIT_FAILED = 1
 EXIT_SERVED = 3
 
@@ -93,6 +100,10 @@ class Worker:
     following: dict[str, Following] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     holds: set[str] = field(default_factory=set)  # names of limits
+    mark: int = 0  # a number that it must confirm, was asked to confirm, and has confirmed
+    asked: int = 0
+    marked: int = 0
+    hits: dict[str, int] = field(default_factory=dict)  # by table, as it said last
     behind: bool = False  # it missed spendings, and must be taught the debts
 
 
@@ -102,6 +113,9 @@ class StateProcess:
     def __init__(self, listening: socket.socket, save_path: Path | None, size: int) -> None:
         self.tables: dict[str, Table] = {}
         self.spending = StateSpending()
+        self.asking = Asking(self.tables, lambda name: self._table(name, MAX_TTL), self._everywhere)
+        self._marks = 0
+        self._marked = asyncio.Event()
         self.workers: set[Worker] = set()
         self.ending = asyncio.Event()
         self._listening = listening
@@ -163,6 +177,7 @@ class StateProcess:
                     await asyncio.sleep(0)
                 if not len(table) and not any(table.name in worker.following for worker in self.workers):
                     self._forgotten_changes += table.sequence
+                    self.asking.hits.pop(table.name, None)
                     del self.tables[table.name]
             self.spending.tick(now, set().union(*(worker.holds for worker in self.workers)))
             for worker in self.workers:
@@ -214,7 +229,12 @@ class StateProcess:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LIMIT)
         worker: Worker | None = None
         try:
-            worker = await self._join(reader, writer)
+            async with asyncio.timeout(STALL):
+                first = from_worker.decode(await receive(reader))
+            if isinstance(first, Ask):
+                await self._asked(first, Sender(writer, lambda _: True))
+                return
+            worker = await self._join(first, writer)
             if worker is not None:
                 self.workers.add(worker)
                 await together(self._read(reader, worker), self._write(worker))
@@ -231,9 +251,42 @@ class StateProcess:
                 self.workers.discard(worker)
             writer.transport.abort()
 
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Worker | None:
-        async with asyncio.timeout(STALL):
-            join = from_worker.decode(await receive(reader))
+    async def _asked(self, ask: Ask, sender: Sender) -> None:
+        """An operator asks."""
+        if ask.protocol != PROTOCOL:
+            told = Told(problem=f"this state process speaks protocol {PROTOCOL}, not {ask.protocol}")
+        else:
+            told = await self.asking.answer(ask)
+        await sender.send(told)
+
+    async def _everywhere(self) -> int:
+        """Have all workers merge what is there so far; returns how many have not in time."""
+        self._marks += 1
+        number = self._marks
+        for worker in self.workers:
+            worker.mark = number
+            worker.wake.set()
+        try:
+            async with asyncio.timeout(CONFIRM):
+                while self._late(number):
+                    self._marked.clear()
+                    await self._marked.wait()
+        except TimeoutError:
+            pass
+        return self._late(number)
+
+    def _late(self, number: int) -> int:
+        return sum(worker.marked < number <= worker.mark for worker in self.workers)
+
+    def _confirmed(self, message: Marked, worker: Worker) -> None:
+        worker.marked = max(worker.marked, message.number)
+        for name, hits in message.hits.items():
+            if name in self.tables:
+                self.asking.hits[name] = self.asking.hits.get(name, 0) + hits - worker.hits.get(name, 0)
+                worker.hits[name] = hits
+        self._marked.set()
+
+    async def _join(self, join: FromWorker, writer: asyncio.StreamWriter) -> Worker | None:
         if not isinstance(join, Join):
             raise BadMessage("it did not introduce itself")
         worker = Worker(join.origin, Sender(writer, lambda delta: delta[3] != join.origin))
@@ -277,6 +330,10 @@ class StateProcess:
                 worker.behind = not worker.sender.post(Counted(message.number)) or worker.behind
             case Debts():
                 self.spending.learn(message)
+            case Marked():
+                self._confirmed(message, worker)
+            case Ask():
+                raise BadMessage("a question behind its introduction")
             case Join():
                 raise BadMessage("it introduced itself twice")
 
@@ -318,7 +375,8 @@ class StateProcess:
         if table is None:
             if len(self.tables) >= MAX_TABLES:
                 raise ValueError(f"there are {MAX_TABLES} tables already")
-            table = self.tables[name] = Table(name, ttl, self._size, self._origin, relay=True)
+            size = PINS if name.endswith(SUFFIX) else self._size
+            table = self.tables[name] = Table(name, ttl, size, self._origin, relay=True)
             table.sequence = self._forgotten_changes
         return table
 
@@ -346,6 +404,9 @@ class StateProcess:
                 if following.told != following.seen:
                     following.told = following.seen
                     await worker.sender.send(Seen(name, following.seen))
+            if worker.mark > worker.asked:
+                worker.asked = worker.mark
+                await worker.sender.send(Mark(worker.mark))
 
     async def _teach_debts(self, worker: Worker) -> None:
         for name in sorted(worker.holds):

@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import itemgetter
 
+from l7lb.persistence.pins import pinned_server
+
 # A change: key, server ("": deleted), time of writing in ticks, origin. A plain tuple, since many are made.
 Delta = tuple[bytes, str, int, int]
 
@@ -88,8 +90,10 @@ class Table:
         "_uses",
         "evicted",
         "expired",
+        "hits",
         "name",
         "origin",
+        "pins",
         "sequence",
         "size",
         "wake",
@@ -104,6 +108,8 @@ class Table:
         self.sequence = 0  # of the latest change in the journal
         self.evicted = 0  # entries that went because the table was full
         self.expired = 0
+        self.hits = 0  # look-ups that found a server
+        self.pins: Table | None = None  # an operator's, which go before what was learned
         self.wake: Callable[[], None] | None = None  # called once, at the next change; set again by the reader
         self._relay = relay
         parts = 1 << max(0, (size // PART).bit_length() - 1)
@@ -149,6 +155,12 @@ class Table:
 
     def get(self, key: bytes, now: float) -> str | None:
         """The key's server, or None. Does not count as a use: ``put`` follows when the server was chosen."""
+        pins = self.pins
+        if pins is not None and pins._count:
+            pinned = pinned_server(pins.get(key, now))
+            if pinned is not None:
+                self.hits += 1
+                return pinned
         index = hash(key) & self._mask
         value = self._parts[index].get(key)
         if value is None:
@@ -157,7 +169,10 @@ class Table:
             self._remove(self._parts[index], key, value)
             self.expired += 1
             return None
-        return self._names[value & _NAME_MASK]
+        server = self._names[value & _NAME_MASK]
+        if server is not None:
+            self.hits += 1
+        return server
 
     def put(self, key: bytes, server: str, now: float) -> bool:
         """The key was used with this server; returns whether that is a change that others must hear."""
@@ -254,6 +269,16 @@ class Table:
     def part(self, index: int) -> list[Delta]:
         """One part's entries, tombstones included, those least recently used first."""
         return self._deltas(self._parts[index])
+
+    def of(self, keys: Iterable[bytes]) -> list[Delta]:
+        """The entries of these keys that there are, tombstones included."""
+        return self._deltas(keys)
+
+    def forget_deleted(self) -> None:
+        """Drop all tombstones at once: for a small table that has run full of them."""
+        for part in self._parts:
+            for key, value in [(key, value) for key, value in part.items() if not value & _NAME_MASK]:
+                self._remove(part, key, value)
 
     def _deltas(self, keys: Iterable[bytes]) -> list[Delta]:
         deltas: list[Delta] = []

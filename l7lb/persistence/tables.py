@@ -12,6 +12,7 @@ from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from l7lb.core.snapshot import Tables as Limits
+from l7lb.persistence.pins import PINS, pins_name
 from l7lb.persistence.table import MAX_TTL, Table
 
 
@@ -38,11 +39,19 @@ class Tables:
         table = self._tables.get(name)
         if table is None:
             table = self._tables[name] = Table(name, ttl, self.limits.size, self.origin)
+            table.pins = self._pins(pins_name(name))
             self._changed()
         elif table.ttl != ttl:
             table.ttl = ttl
             self._changed()
         return table
+
+    def _pins(self, name: str) -> Table:
+        """The table of pins of that name; its size is no limit of the configuration's."""
+        pins = self._tables.get(name)
+        if pins is None:
+            pins = self._tables[name] = Table(name, MAX_TTL, PINS, self.origin)
+        return pins
 
     def resize(self, limits: Limits) -> None:
         """Take on other limits, as a reload may bring them; a table that is too large shrinks as it is used."""
@@ -50,7 +59,8 @@ class Tables:
             return
         self.limits = limits
         for table in self.held():
-            table.resize(limits.size)
+            if table.pins is not None:
+                table.resize(limits.size)
         self._changed()
 
     def held(self) -> list[Table]:

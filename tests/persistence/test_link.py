@@ -122,7 +122,7 @@ async def test_a_table_that_nobody_holds_is_left_and_can_come_again(state: State
     await until(lambda: "other" in state.tables)
     assert keep.name == "other"
     (worker,) = state.workers
-    await until(lambda: set(worker.following) == {"other"})
+    await until(lambda: set(worker.following) == {"other", "other#pins"})
     again = one.table()
     await until(lambda: knows(again, b"anna", "web1"))
 
