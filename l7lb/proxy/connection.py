@@ -433,8 +433,8 @@ class Connection(Endpoint):
             return
         if self.tunnel and not error:
             # Half of a tunnel goes on until it ends as well.
-            pump.destination.end_writing()
             if not all(each.ended for each in self.pumps or ()):
+                pump.destination.end_writing()
                 return
             side = SERVER if pump.side is CLIENT else CLIENT  # that ended first
         if error or self.tunnel:

@@ -55,8 +55,6 @@ class Pump:
         """Take over reading the source and writing the destination, behind what is already waiting to be written."""
         self.source.pump_in = self
         self.destination.pump_out = self
-        self.source.sock.setblocking(False)
-        self.destination.sock.setblocking(False)
         if bulk:
             self._open()
         self.source.read_more(self.destination.out is None)
@@ -166,6 +164,8 @@ class Pump:
     def _open(self) -> None:
         if self.source.tls is not None or self.destination.tls is not None:
             return  # the kernel would move what is encrypted
+        self.source.sock.setblocking(False)  # there is no flag for splice's other end
+        self.destination.sock.setblocking(False)
         try:
             self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

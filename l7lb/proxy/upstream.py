@@ -87,10 +87,13 @@ class ServerConnection(Endpoint):
                 self._shake(ticket)
                 return
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self.write_more(False)
             if not code and self.server.dialer is not None:
+                self.write_more(False)
                 self._start_tls(ticket)
             else:
+                if not code:
+                    self.read_more(True)  # first, so that the loop keeps its handle: a new one takes eight system calls
+                self.write_more(False)
                 ticket.connection.dispatcher.connect_ended(ticket, code)
             return
         if (self.tls is not None and self.resume_reading()) or not self.flush():
