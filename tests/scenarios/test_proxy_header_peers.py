@@ -280,3 +280,34 @@ def test_a_reload_under_load_loses_nothing_and_mixes_nobody_up(tmp_path: Path) -
             assert {peer.client for peer, _ in server.seen} == {"127.0.0.1"}
             for peer, request in server.seen:
                 assert f"X-Forwarded-For: {peer.client}".encode() in request
+
+
+@pytest.mark.needs("haproxy", "nginx", "curl")
+def test_before_tls_on_both_sides(tmp_path: Path) -> None:
+    """HAProxy passes TLS through behind a header, l7lb ends it, and tells nginx before the TLS that it speaks to it."""
+    authority = trustme.CA()
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    issued = authority.issue_cert("www.example.com")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    (tmp_path / "cert.pem").write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+    server, secured, port = Nginx(tmp_path, "behind"), free_port(), free_port()
+    file = server.folder / "nginx.conf"
+    tls = f"ssl_certificate {tmp_path}/cert.pem; ssl_certificate_key {tmp_path}/key.pem;"
+    listen = f";\n        listen 127.0.0.1:{secured} ssl proxy_protocol;\n        {tls}"
+    text = file.read_text().replace(" backlog=4096;", listen, 1)
+    file.write_text(text.replace('return 200 "behind\\n"', 'return 200 "$proxy_protocol_addr $ssl_protocol\\n"'))
+    to_nginx = "send_proxy: v2, tls: {ca: ca.pem, server_name: www.example.com}"
+    one = f'{{name: web1, address: "127.0.0.1:{secured}", {to_nginx}}}'
+    text = TEXT.replace("SERVERS", one).replace(
+        "    timeouts:", "    tls: {certificates: [{cert: cert.pem, key: key.pem}]}\n    timeouts:"
+    )
+    health = "    health: {protocol: {}, interval: 100ms, rise: 1, fall: 1}\n"
+    with server, Node(tmp_path, text + health) as node:
+        wait_for(lambda: node.servers()["web1"]["why"].startswith("status"), "a good check")
+        assert node.servers()["web1"]["state"] == "up"
+        with haproxy(tmp_path, to_l7lb("front", port, node, "send-proxy-v2")):
+            words = ("--cacert", str(tmp_path / "ca.pem"), "--resolve", f"www.example.com:{port}:127.0.0.1")
+            for version in ("--http1.1", "--http2"):
+                code, answer = curl(*words, version, "--interface", CLIENT, f"https://www.example.com:{port}/")
+                assert (code, answer.split()[0]) == (0, CLIENT)
+                assert answer.split()[1].startswith("TLSv1.")
