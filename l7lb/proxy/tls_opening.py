@@ -8,6 +8,7 @@ from socket import MSG_PEEK
 from typing import Any, ClassVar
 
 from l7lb.core.contracts import ClientCertificate, Handshake
+from l7lb.core.names import escape_name
 from l7lb.proxy import counts as columns
 from l7lb.proxy.endpoint import DONT_WAIT
 from l7lb.proxy.opening import DONE, READ, Opening, OpeningFailed, Stage, StageMaker
@@ -41,7 +42,6 @@ SHORT_NAMES = {
     "commonName": "CN", "countryName": "C", "domainComponent": "DC", "localityName": "L", "organizationName": "O",
     "organizationalUnitName": "OU", "stateOrProvinceName": "ST", "streetAddress": "STREET", "userId": "UID",
 }  # fmt: skip
-SPECIAL = re.compile(r'([,+"\\<>;=]|^[# ]| $)')
 
 
 class TlsStage(Stage):
@@ -148,14 +148,6 @@ def name_text(name: Any) -> str:
     """A distinguished name as text, the most special part first (RFC 4514 section 2)."""
     parts = []
     for part in reversed(name):
-        pairs = [f"{SHORT_NAMES.get(kind, kind)}={_escaped(value)}" for kind, value in part]
+        pairs = [f"{SHORT_NAMES.get(kind, kind)}={escape_name(value)}" for kind, value in part]
         parts.append("+".join(pairs))
     return ",".join(parts)
-
-
-def _escaped(value: str) -> str:
-    """A value in visible ASCII: what is special with a backslash, all else as the hexadecimal bytes of UTF-8."""
-    return "".join(
-        c if " " <= c <= "~" else "".join(f"\\{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
-        for c in SPECIAL.sub(r"\\\1", value)
-    )

@@ -227,6 +227,12 @@ def test_tls_facts_say_who_was_not_verified_and_who_had_no_tls() -> None:
     assert not read(block(tlvs=tlv(pp.SSL, bytes(5))))[0].peer(OWN).tls
 
 
+def test_a_common_name_passes_for_no_more_than_that() -> None:
+    facts = bytes([pp.CLIENT_SSL | pp.CLIENT_CERT_CONN]) + bytes(4) + tlv(pp.SSL_CN, "a,OU=admin\r\n\u00e9".encode())
+    certificate = read(block(tlvs=tlv(pp.SSL, facts)))[0].peer(OWN).handshake.certificate
+    assert certificate.subject == r"CN=a\,OU\=admin\0D\0A\C3\A9"
+
+
 def test_unix_clients_have_no_address() -> None:
     peer = read(GOOD["v2 unix"])[0].peer(OWN)
     assert (peer.client, peer.client_port, peer.local, peer.local_port) == ("unix:", 0, "unix:", 0)

@@ -19,6 +19,7 @@ import re
 import socket
 
 from l7lb.core.contracts import ClientCertificate, Front, Handshake, Peer
+from l7lb.core.names import escape_name
 from l7lb.core.proxy_protocol import (
     ALPN,
     AUTHORITY,
@@ -276,7 +277,8 @@ def _handshake(header: Header, value: bytes) -> None:
     handshake.version, handshake.cipher = version, cipher
     if client & (CLIENT_CERT_CONN | CLIENT_CERT_SESS):
         verified = not any(value[1:5])
-        handshake.certificate = ClientCertificate(common_name, f"CN={common_name}" if common_name else "", verified)
+        subject = f"CN={escape_name(common_name)}" if common_name else ""
+        handshake.certificate = ClientCertificate(common_name, subject, verified)
 
 
 def _readable(name: bytes) -> bool:
