@@ -56,6 +56,7 @@ from l7lb.protocols.http.http2.guard import (
 from l7lb.protocols.http.http2.stream import (
     CANCEL,
     ENHANCE_YOUR_CALM,
+    FRAME_SIZE_ERROR,
     INTERNAL_ERROR,
     NO_ERROR,
     PROTOCOL_ERROR,
@@ -254,6 +255,8 @@ class Http2Machine(Multiplexer):
 
     def _frame(self, frame: Frame, now: float) -> list[Action]:
         """One frame, weighed and judged before the library sees it."""
+        if frame.size > self._limits.frame_bytes:
+            return self._give_up(FRAME_SIZE_ERROR, Failure.CLIENT_LIMIT, now)
         if not self._guard.frame(frame, now):
             return self._give_up(ENHANCE_YOUR_CALM, Failure.CLIENT_LIMIT, now)
         if frame.kind in (HEADERS, CONTINUATION):

@@ -41,6 +41,12 @@ class Frame:
         self.data = data
 
     @property
+    def size(self) -> int:
+        """How many bytes its contents have, by its header."""
+        data = self.data
+        return data[0] << 16 | data[1] << 8 | data[2]
+
+    @property
     def content(self) -> int:
         """How many bytes a DATA frame brings, padding taken off; negative where the padding is longer than it."""
         size = len(self.data) - HEADER

@@ -93,6 +93,7 @@ class Bench:
         self.records: list[str] = []
         self.events: list[Event] = []
         self.closed = ""
+        self.deaf = False  # the client does not look at what it gets
         self.takes = True  # servers take what is sent to them
         self.run(self.machine.start(self.now))
 
@@ -175,6 +176,8 @@ class Bench:
         for action in actions:
             assert not self.closed, f"{action} behind Close"
             if isinstance(action, ToClient):
+                if self.deaf:
+                    continue
                 self.events += self.client.receive_data(action.data)
                 if isinstance(self.events and self.events[-1], ConnectionTerminated):
                     # The library would neither send nor take anything more, which other clients do.
