@@ -13,10 +13,10 @@ from l7lb.core.tally import Tally
 class ServerState:
     """A server in one worker.
 
-    ``config`` may be set anew while it lives; ``limit`` is its ``max_connections``. ``active`` is what this worker
-    has in progress, ``others`` what the node's other workers had when it last looked. ``latency`` is a moving average
-    in seconds, 0.0 before the first answer. ``up_since`` is the monotonic time from which slow start counts; 0.0: it
-    was up from the start.
+    ``config`` may be set anew while it lives; ``limit`` is its ``max_connections``, and ``send_proxy`` stands there as
+    well. ``active`` is what this worker has in progress, ``others`` what the node's other workers had when it last
+    looked. ``latency`` is a moving average in seconds, 0.0 before the first answer. ``up_since`` is the monotonic time
+    from which slow start counts; 0.0: it was up from the start.
     """
 
     __slots__ = (
@@ -35,6 +35,7 @@ class ServerState:
         "name",
         "others",
         "pool",
+        "send_proxy",
         "slot",
         "tally",
         "up_since",
@@ -63,6 +64,7 @@ class ServerState:
         self._disabled = config.state == "disabled"
         self._takes_new = config.state == "enabled" and config.weight > 0
         self.limit = config.max_connections
+        self.send_proxy = config.send_proxy
 
     @property
     def config(self) -> Server:

@@ -194,7 +194,7 @@ class Dispatcher:
         server = ticket.server
         idle = server.idle
         fresh = fresh or ticket.fresh
-        if server.config.send_proxy and not fresh:
+        if server.send_proxy and not fresh:
             idle = ticket.connection.carrier.take_kept(server)
         while idle and not fresh:
             upstream = idle.pop()
@@ -265,10 +265,11 @@ class Dispatcher:
 
     def _connected(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
         ticket.connect_time = now - ticket.began
-        self._count(ticket.server, columns.CONNECTIONS)
-        if ticket.server.config.send_proxy and upstream.tls is None:
+        server = ticket.server
+        self._count(server, columns.CONNECTIONS)
+        if server.send_proxy and upstream.tls is None:
             upstream.client = ticket.connection.carrier
-            upstream.send(ticket.connection.proxy_header(ticket.server.config.send_proxy))
+            upstream.send(ticket.connection.proxy_header(server.send_proxy))
         return self._hold(ticket, upstream, now)
 
     def _hold(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
