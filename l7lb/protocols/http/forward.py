@@ -91,38 +91,45 @@ class Origin:
     ``identify`` says whether X-Request-ID is among them.
     """
 
-    __slots__ = ("_block", "_certificate", "_named", "address", "host", "identify", "node", "port", "scheme", "send")
+    __slots__ = ("_block", "_named", "_peer", "identify", "send")
 
     def __init__(self, peer: Peer, send: Collection[str] = FORWARDING) -> None:
+        # An idle client holds one of these, so it keeps no more than the next request needs.
+        self._peer = peer
         self.send = send
         self.identify = "x-request-id" in send
-        self.address = peer.client.encode()
-        self.scheme = b"https" if peer.tls else b"http"
-        self.port = b"%d" % peer.local_port
-        # RFC 7239 section 6: an IPv6 address goes in brackets and quotes; a unix socket has no address.
-        if not self.address or self.address.startswith(b"unix:"):
-            self.address = self.node = b"unknown"
-        else:
-            self.node = b'"[%b]"' % self.address if b":" in self.address else self.address
-        # What a request without a Host was sent to, for servers that insist on one.
-        if self.node == b"unknown":
-            self.host = b"localhost"
-        else:
-            local = peer.local.encode()
-            self.host = b"%b:%b" % (b"[%b]" % local if b":" in local else local, self.port)
         self._named = b""  # the host of the request before, and what was said of it: most often it stays the same
         self._block = b""
-        self._certificate = _certificate_fields(peer.handshake) if peer.handshake is not None else b""
+
+    @property
+    def host(self) -> bytes:
+        """What a request without a Host was sent to, for servers that insist on one."""
+        if self._address() == b"unknown":
+            return b"localhost"
+        local = self._peer.local.encode()
+        return b"%b:%d" % (b"[%b]" % local if b":" in local else local, self._peer.local_port)
+
+    def _address(self) -> bytes:
+        """The client's address; a unix socket has none (RFC 7239 section 6)."""
+        address = self._peer.client.encode()
+        return b"unknown" if not address or address.startswith(b"unix:") else address
+
+    def _scheme(self) -> bytes:
+        return b"https" if self._peer.tls else b"http"
+
+    def _certificate(self) -> bytes:
+        handshake = self._peer.handshake
+        return _certificate_fields(handshake) if handshake is not None else b""
 
     def fields(self, request: Request, trusted: bool) -> bytes:
         """The forwarding fields of a request and its Via, complete lines."""
         host = request.host_field or self.host
         if request.version == 10 or (trusted and request.forwarded is not None):
             chains = self._continued(request.forwarded, host) if trusted and request.forwarded else self._fresh(host)
-            return self._lines(chains) + self._via(request.version) + self._certificate
+            return self._lines(chains) + self._via(request.version) + self._certificate()
         if host != self._named:
             self._named = host
-            self._block = self._lines(self._fresh(host)) + self._via(request.version) + self._certificate
+            self._block = self._lines(self._fresh(host)) + self._via(request.version) + self._certificate()
         return self._block
 
     def _via(self, version: int) -> bytes:
@@ -138,15 +145,17 @@ class Origin:
 
     def _own(self, host: bytes) -> dict[bytes, bytes]:
         return {
-            b"x-forwarded-for": self.address,
-            b"x-forwarded-proto": self.scheme,
-            b"x-forwarded-port": self.port,
+            b"x-forwarded-for": self._address(),
+            b"x-forwarded-proto": self._scheme(),
+            b"x-forwarded-port": b"%d" % self._peer.local_port,
             b"x-forwarded-host": host,
         }
 
     def _element(self, host: bytes) -> bytes:
-        """This hop in a Forwarded field."""
-        return b'for=%b;host="%b";proto=%b' % (self.node, host, self.scheme)
+        """This hop in a Forwarded field: an IPv6 address goes in brackets and quotes (RFC 7239 section 6)."""
+        address = self._address()
+        node = b'"[%b]"' % address if b":" in address else address
+        return b'for=%b;host="%b";proto=%b' % (node, host, self._scheme())
 
     def _continued(self, given: list[tuple[bytes, bytes]], host: bytes) -> dict[bytes, list[bytes]]:
         """What a trusted peer says, with what this hop adds to it. What is not sent here passes as it came."""

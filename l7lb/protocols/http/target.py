@@ -26,8 +26,9 @@ AMBIGUOUS: Final = re.compile(rb"(?:/|%2F|%5C)\.\.?(?:;|%2F|%5C)|(?:%2F|%5C)\.\.
 MAX_HOSTS: Final = 4096
 
 # A target of the most common form, in normal form already: no encoding, no empty segment, none that begins with a dot.
-_SEGMENT = rb"[!$&'()*+,;=:@\w~-][!$&'()*+,;=:@\w.~-]*"
-NORMAL: Final = re.compile(rb"(/(?:%b/)*(?:%b)?)(\?[!$-;=?-Z\[\]^_a-z|{}~]*)?" % (_SEGMENT, _SEGMENT))
+# Nothing is tried twice (possessive quantifiers), so that what does not match is known after one look.
+_SEGMENT = rb"[!$&'()*+,;=:@\w~-][!$&'()*+,;=:@\w.~-]*+"
+NORMAL: Final = re.compile(rb"(/(?:%b/)*+(?:%b)?+)(\?[!$-;=?-Z\[\]^_a-z|{}~]*+)?+" % (_SEGMENT, _SEGMENT))
 
 _hosts: Final[dict[bytes, tuple[bytes, int]]] = {}
 
