@@ -62,6 +62,7 @@ from l7lb.persistence.messages import (
 from l7lb.persistence.pins import PINS, SUFFIX
 from l7lb.persistence.save import Clock, CorruptFile, load, save
 from l7lb.persistence.spending import StateSpending
+from l7lb.persistence.stream import Inlet, Outlet
 from l7lb.persistence.table import MAX_SIZE, MAX_TTL, Table
 from l7lb.persistence.tables import new_origin
 
@@ -71,6 +72,7 @@ TICK = 1.0  # seconds between two rounds of housekeeping
 SAVE_INTERVAL = 60.0
 ORPHANED = 30.0  # seconds without parent and workers
 MAX_WORKERS = 256
+ORIGINS = 4096  # processes of this node, past ones too, whose changes other nodes are told
 MAX_TABLES = 8192  # pins have tables of their own
 EXIT_FAILED = 1
 EXIT_SERVED = 3
@@ -122,12 +124,23 @@ class StateProcess:
         self._save_path = save_path
         self._size = size
         self._origin = new_origin()
+        self._ours = {self._origin: None}  # this node's processes, by their numbers in versions
         self._incarnation = int.from_bytes(os.urandom(6), "big") or 1
         self._connections: set[asyncio.Task[None]] = set()
         self._parent = os.getppid()
         self._alone_since = time.monotonic()
         self._saved_changes = 0
         self._forgotten_changes = 0  # of tables that are no more: a new one of the same name counts on from there
+
+    # --- other nodes ----------------------------------------------------------------------------------------
+
+    def outlet(self, node: str, offset: int) -> Outlet:
+        """What another node is sent of our tables; ``node`` is our own name."""
+        return Outlet(node, self._incarnation, self.tables, offset, self._ours.__contains__)
+
+    def inlet(self, offset: int) -> Inlet:
+        """Where another node's changes come in, and go on to the workers."""
+        return Inlet(self._table, offset, lambda table: self._wake_followers(table, None))
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -300,6 +313,9 @@ class StateProcess:
             writer.close()
             await writer.wait_closed()
             return None
+        self._ours.setdefault(join.origin)
+        if len(self._ours) > ORIGINS:
+            del self._ours[next(origin for origin in self._ours if origin != self._origin)]
         await worker.sender.send(Welcome(PROTOCOL, self._incarnation))
         return worker
 
@@ -380,7 +396,7 @@ class StateProcess:
             table.sequence = self._forgotten_changes
         return table
 
-    def _wake_followers(self, table: Table, but: Worker) -> None:
+    def _wake_followers(self, table: Table, but: Worker | None) -> None:
         for worker in self.workers:
             if worker is not but and table.name in worker.following:
                 worker.wake.set()
