@@ -8,6 +8,7 @@ by the socket's buffer, and one that takes nothing for ``STALL`` seconds is give
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -27,6 +28,30 @@ from l7lb.persistence.table import Delta, Table
 
 STALL = 10.0  # seconds that the other side may take to read, or to send the rest of a message
 BUFFER = 256 * 1024  # bytes waiting in a socket's writer
+LEAST = 0.001  # seconds in which changes gather while they are few
+
+
+class Pace:
+    """How long changes gather before they leave, ``longest`` seconds at most.
+
+    After a quiet time not at all, since a user's next connection may be another worker's; longer the more often they
+    come, since each batch has its cost.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._pause = LEAST
+        self._left = -longest
+
+    async def gather(self) -> None:
+        """Wait, once there is a change, until it may leave."""
+        since = time.monotonic() - self._left
+        if since >= self._longest:
+            self._pause = LEAST
+        else:
+            await asyncio.sleep(max(0.0, self._pause - since))
+            self._pause = min(self._pause * 2, self._longest)
+        self._left = time.monotonic()
 
 
 class Sender:

@@ -17,7 +17,7 @@ import msgspec
 
 from l7lb.core.unixpath import short_path
 from l7lb.limits import Limits
-from l7lb.persistence.exchange import STALL, Sender, receive, together
+from l7lb.persistence.exchange import STALL, Pace, Sender, receive, together
 from l7lb.persistence.messages import (
     ALL,
     LIMIT,
@@ -45,7 +45,7 @@ from l7lb.persistence.spending import WorkerSpending
 from l7lb.persistence.table import Table
 from l7lb.persistence.tables import Tables
 
-INTERVAL = 0.010  # seconds in which changes gather before they leave
+INTERVAL = 0.010  # seconds in which changes gather before they leave, at most
 BACKOFF = 0.05  # seconds before the first new attempt to connect; doubles
 MAX_BACKOFF = 1.0
 PATIENCE = 2.0  # seconds without a state process that nobody needs to hear about
@@ -151,6 +151,7 @@ class StateLink:
     # --- out ------------------------------------------------------------------------------------------------
 
     async def _write(self, sender: Sender) -> None:
+        pace = Pace(INTERVAL)
         while True:
             self._arm()  # before tables are read, so that no change is missed
             await self._round(sender)
@@ -158,7 +159,7 @@ class StateLink:
                 number, self._mark = self._mark, 0
                 await sender.send(Marked(number, {table.name: table.hits for table in self.tables.held()}))
             await self._wake.wait()
-            await asyncio.sleep(INTERVAL)
+            await pace.gather()
 
     def _arm(self) -> None:
         self._wake.clear()

@@ -32,7 +32,7 @@ import msgspec
 
 from l7lb.core.unixpath import short_path
 from l7lb.persistence.asking import Asking
-from l7lb.persistence.exchange import STALL, Sender, receive, together
+from l7lb.persistence.exchange import STALL, Pace, Sender, receive, together
 from l7lb.persistence.messages import (
     ALL,
     LIMIT,
@@ -67,7 +67,7 @@ from l7lb.persistence.table import MAX_SIZE, MAX_TTL, Table
 from l7lb.persistence.tables import new_origin
 
 CONFIRM = 5.0  # seconds that workers have to confirm an operator's change
-RELAY = 0.005  # seconds in which changes gather before they are passed on
+RELAY = 0.005  # seconds in which changes gather before they are passed on, at most
 TICK = 1.0  # seconds between two rounds of housekeeping
 SAVE_INTERVAL = 60.0
 ORPHANED = 30.0  # seconds without parent and workers
@@ -402,9 +402,10 @@ class StateProcess:
                 worker.wake.set()
 
     async def _write(self, worker: Worker) -> None:
+        pace = Pace(RELAY)
         while True:
             await worker.wake.wait()
-            await asyncio.sleep(RELAY)
+            await pace.gather()
             worker.wake.clear()
             if worker.behind:
                 worker.behind = False

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from l7lb.persistence import exchange
-from l7lb.persistence.exchange import receive, together
+from l7lb.persistence.exchange import LEAST, Pace, receive, together
 from l7lb.persistence.messages import (
     CHUNK,
     LIMIT,
@@ -143,3 +143,28 @@ async def test_together_ends_with_the_first() -> None:
         await together(wait_for_ever(), fail())
     await together(finish(), wait_for_ever())
     assert sorted(ended) == ["finished", "waited", "waited"]
+
+
+@pytest.mark.asyncio
+async def test_few_changes_leave_at_once_and_many_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        waited.append(round(seconds, 6))
+        now += seconds
+
+    monkeypatch.setattr(exchange.time, "monotonic", lambda: now)
+    monkeypatch.setattr(exchange.asyncio, "sleep", sleep)
+    pace = Pace(0.010)
+    await pace.gather()
+    assert waited == []
+    for _ in range(6):
+        await pace.gather()
+    assert waited == [LEAST, 0.002, 0.004, 0.008, 0.010, 0.010]
+    now += 0.010
+    await pace.gather()
+    now += 0.0004
+    await pace.gather()
+    assert waited[6:] == [0.0006]
