@@ -116,6 +116,7 @@ def passed_through(site: Site, plan: Plan, results: Results) -> None:
     """TLS passed through by its name: 10 MB bodies, and a connection a request; HAProxy in mode tcp, and splicing."""
     bulk: Values = {}
     speed: Values = {}
+    plain: Values = {}
     cost: Values = {}
     rate: Values = {}
     with passthrough.started(site, plan.bare, plan.only, splice=True) as groups:
@@ -124,6 +125,8 @@ def passed_through(site: Site, plan: Plan, results: Results) -> None:
                 found = passthrough.bulk(group, site.cores.load, plan.seconds)
                 bulk.setdefault(group.name, []).append(found[0])
                 speed.setdefault(group.name, []).append(found[1])
+                found = passthrough.bulk(group, site.cores.load, plan.seconds, "http")
+                plain.setdefault(group.name, []).append(found[0])
         for _ in range(plan.rounds):
             for group in groups:
                 if group.name != "haproxy-splice":
@@ -132,10 +135,13 @@ def passed_through(site: Site, plan: Plan, results: Results) -> None:
                     rate.setdefault(group.name, []).append(found[1])
     results.add("passthrough, 10 MB bodies", "ms CPU/GB", bulk)
     results.add("passthrough, 10 MB bodies", "GB/s", speed)
+    results.add("passthrough, 10 MB in the clear", "ms CPU/GB", plain)
     results.add("passthrough, a connection a request", "us CPU/connection", cost)
     results.add("passthrough, a connection a request", "connections/s", rate)
-    results.compare("passthrough 10 MB bodies CPU", bulk, "l7lb", "haproxy", 0.5)
+    results.compare("passthrough 10 MB bodies CPU", bulk, "l7lb", "haproxy")
     results.compare("passthrough 10 MB bodies CPU", bulk, "l7lb", "haproxy-splice", 1.1)
+    results.compare("passthrough 10 MB in the clear CPU", plain, "l7lb", "haproxy", 0.5)
+    results.compare("passthrough 10 MB in the clear CPU", plain, "l7lb", "haproxy-splice", 1.1)
     results.compare("passthrough connection CPU", cost, "l7lb", "haproxy")
 
 
