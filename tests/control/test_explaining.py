@@ -121,3 +121,44 @@ def test_names_that_are_wrong_or_missing(snapshot: Snapshot) -> None:
 def test_what_the_listener_refuses(snapshot: Snapshot, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(L7lbError, match=words):
         explain(snapshot, Question(**({"protocol": "http", "listener": "web"} | fields)))
+
+
+STREAMS = """\
+listeners:
+  - name: secure
+    protocol: tls-passthrough
+    bind: ["127.0.0.1:0"]
+    routes:
+      - {match: {sni: "bank.example.com"}, pool: bank}
+      - {match: {sni: "*.example.net", alpn: h2}, pool: bank}
+  - {name: plain, protocol: tcp, bind: ["127.0.0.1:0"], routes: [{match: {source: "192.0.2.0/24"}, pool: bank}]}
+pools:
+  bank: {balance: {hash: source}, servers: [{name: bank1, address: "127.0.0.1:9001"}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("question", "matched", "outcome"),
+    [
+        ({"sni": "Bank.Example.com."}, [True], "to pool bank, server bank1 at 127.0.0.1:9001"),
+        ({"sni": "a.example.net", "alpn": ["http/1.1", "h2"]}, [False, True], "to pool bank, server bank1 at "),
+        ({"sni": "a.example.net"}, [False, False], "no rule matches: the alert unrecognized_name (112)"),
+        ({}, [False, False], "no rule matches: the alert missing_extension (109)"),
+    ],
+)
+def test_tls_that_is_passed_through(
+    tmp_path: Path, question: dict[str, Any], matched: list[bool], outcome: str
+) -> None:
+    snapshot = load(tmp_path / "l7lb.yaml", text=STREAMS).snapshot
+    found = explain(snapshot, Question("tls-passthrough", **question))
+    assert [rule.matched for rule in found.rules] == matched
+    assert found.outcome.startswith(outcome)
+    assert set(found.facts) == {"source", "sni", "alpn"}
+
+
+def test_tcp_and_a_name_that_none_can_be(tmp_path: Path) -> None:
+    snapshot = load(tmp_path / "l7lb.yaml", text=STREAMS).snapshot
+    assert explain(snapshot, Question("tcp", source="192.0.2.7")).server == "bank1"
+    assert explain(snapshot, Question("tcp", source="198.51.100.7")).outcome == "no rule matches: a reset"
+    with pytest.raises(L7lbError, match="can't be asked for"):
+        explain(snapshot, Question("tls-passthrough", sni="a b"))
