@@ -8,6 +8,8 @@ new`` never asks twice, so that each is looked up in the index and pays for its 
 1 where, in the usual case, 10,000 rules cost more than 1.2 times what 10 do, or where ``all new`` adds more to a
 request than a fifth of the ``REQUEST`` microseconds that one takes as a whole.
 
+Rate limits: one limit, for 500 sources, paths or all together, with nothing to tell other workers.
+
 Balancing: pools of 10 and 1,000 servers of weights 1 to 3 with some work in progress; choosing, taking and giving back.
 
 On a shared virtual machine that had other work, with CPython 3.11, the least of some rounds, in microseconds:
@@ -29,7 +31,9 @@ from typing import NamedTuple
 
 from l7lb.core.facts import Facts
 from l7lb.core.servers import PoolState, ServerState
-from l7lb.core.snapshot import Address, Balance, FactName, Listener, Match, Pool, Route, Server, ToPool
+from l7lb.core.snapshot import Address, Balance, FactName, Limit, Listener, Match, Pool, Route, Server, ToPool
+from l7lb.limits.buckets import Buckets
+from l7lb.limits.gate import Bound, Gate
 from l7lb.routing import Router
 from l7lb.routing.balance import ALGORITHMS, make_balancer
 
@@ -189,7 +193,42 @@ def serve(balance: Balance, size: int, asked: Sequence[Facts], decisions: int) -
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def report(rules: dict[tuple[str, int], Cost], servers: dict[tuple[str, int], Cost]) -> tuple[str, bool]:
+# --- rate limits -----------------------------------------------------------------------------------------------------
+
+
+def limiting(rounds: int = ROUNDS, decisions: int = 50_000) -> dict[str, Cost]:
+    """The cost of a rate limit: what is admitted, and what is refused, of 500 sources; and by a header's value."""
+    asked = requests(100, 500, random.Random(1))
+    for number, facts in enumerate(asked):
+        facts.source = f"192.0.{number // 250}.{number % 250}"
+    found: dict[str, Cost] = {}
+    for name, key, rate in (
+        ("source, admitted", "source", 1e6),
+        ("source, refused", "source", 1e-6),
+        ("path, admitted", "path", 1e6),
+        ("listener, admitted", "listener", 1e6),
+    ):
+        limit = Limit(name="web", of="requests", key=FactName(key), rate=rate, burst=1e6 if rate > 1 else 1.0)
+        samples = []
+        for _ in range(rounds):
+            buckets = Buckets("web", limit.rate, limit.burst, 100_000, 0.0)
+            gate = Gate([Bound(limit, buckets)])
+            admit(gate, asked, 1)
+            samples.append(timed(lambda: admit(gate, asked, decisions // len(asked)), decisions))  # noqa: B023
+        found[name] = cost(samples)
+    return found
+
+
+def admit(gate: Gate, asked: Sequence[Facts], repeat: int) -> None:
+    """Ask the gate for all of them, again and again."""
+    for number in range(repeat):
+        for facts in asked:
+            gate.wait(facts, number * 1e-3)
+
+
+def report(
+    rules: dict[tuple[str, int], Cost], servers: dict[tuple[str, int], Cost], limits: dict[str, Cost]
+) -> tuple[str, bool]:
     """The table, and whether the limits are kept."""
     few, many = SIZES
     lines = ["the rule for a request, us: median (least to most)"]
@@ -205,6 +244,8 @@ def report(rules: dict[tuple[str, int], Cost], servers: dict[tuple[str, int], Co
     lines.append("the server for a request, taken and given back, us")
     for (name, size), taken in servers.items():
         lines.append(f"  {name:<18} {size:>5} servers {taken}")
+    lines.append("a rate limit's decision, us")
+    lines.extend(f"  {name:<30} {taken}" for name, taken in limits.items())
     return "\n".join(lines), good
 
 
@@ -213,7 +254,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decisions", description="What a decision costs.")
     parser.add_argument("--quick", action="store_true", help="a smoke run: the limits are not judged")
     quick = parser.parse_args().quick
-    table, good = report(*((routing(1, 50, 500), balancing(1, 200)) if quick else (routing(), balancing())))
+    if quick:
+        table, good = report(routing(1, 50, 500), balancing(1, 200), limiting(1, 500))
+    else:
+        table, good = report(routing(), balancing(), limiting())
     print(table)
     return 0 if good or quick else 1
 

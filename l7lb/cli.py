@@ -308,6 +308,15 @@ def sessions(limit: int, admin: Path | None, config: Path | None, as_json: bool)
     show(client(admin, config).get("sessions", limit=limit), as_json, "sessions")
 
 
+@cli.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Rows at most.")
+@admin_options
+@json_option
+def limits(limit: int, admin: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show who is the nearest to a rate limit, or over it."""
+    show(client(admin, config).get("limits", limit=limit), as_json, "limits")
+
+
 @cli.group()
 def table() -> None:
     """Look into the sticky tables, and change them.

@@ -9,6 +9,7 @@
                                               "send_proxy"}
     POST /v1/remove-server                   {"server": "[POOL/]SERVER"}
     GET  /v1/tables                          GET  /v1/table?table=NAME&key=KEY&server=NAME&limit=N
+    GET  /v1/limits?limit=N
     POST /v1/table-delete                    {"table", "key" or "server"}
     POST /v1/table-pin                       {"table", "key", "server", "seconds": 0 for ever}
     POST /v1/reload                          POST /v1/shutdown
@@ -131,6 +132,7 @@ class AdminServer:
         app.router.add_post("/v1/weight", self._weight)
         app.router.add_post("/v1/add-server", self._add_server)
         app.router.add_get("/v1/tables", self._tables)
+        app.router.add_get("/v1/limits", self._limits)
         app.router.add_get("/v1/table", self._table)
         app.router.add_post("/v1/table-delete", self._table_delete)
         app.router.add_post("/v1/table-pin", self._table_pin)
@@ -155,6 +157,9 @@ class AdminServer:
 
     async def _tables(self, request: web.Request) -> web.Response:
         return answer(await self._sticky.tables())
+
+    async def _limits(self, request: web.Request) -> web.Response:
+        return answer(await self._sticky.limited(_limit(request, ROWS)))
 
     async def _table(self, request: web.Request) -> web.Response:
         query = request.query

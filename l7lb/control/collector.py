@@ -25,6 +25,7 @@ from l7lb.control.health import HealthMonitor
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator
 from l7lb.control.outliers import Outliers
+from l7lb.control.sticky import TableOf
 from l7lb.proxy import counts as columns
 
 SERVERS = 5_000  # whose own series are shown
@@ -48,6 +49,13 @@ LISTENER = (
     ("failed", columns.REFUSED, "Requests that failed otherwise: malformed, over a limit, no server."),
 )
 LIMIT = (("refused", columns.REFUSED, "Requests, connections or logins that the rate limit refused."),)
+TABLE = (
+    ("entries", "Entries of the sticky table.", GaugeMetricFamily),
+    ("pins", "Pins of the sticky table.", GaugeMetricFamily),
+    ("hits", "Look-ups that found a server.", CounterMetricFamily),
+    ("evicted", "Entries that went because the table was full.", CounterMetricFamily),
+    ("expired", "Entries that went because they were not used.", CounterMetricFamily),
+)
 SERVER = (
     ("connections", columns.CONNECTIONS, "Connections opened to the server."),
     ("reused", columns.REUSED, "Requests over a connection that was kept."),
@@ -69,6 +77,7 @@ class Gathered:
     listeners: list[Row] = field(default_factory=list)
     pools: list[Row] = field(default_factory=list)
     limits: list[Row] = field(default_factory=list)
+    tables: list[TableOf] = field(default_factory=list)
     servers: list[Row] = field(default_factory=list)
     server_gauges: list[tuple[Labels, dict[str, float]]] = field(default_factory=list)
     states: list[tuple[Labels, int]] = field(default_factory=list)  # pool and state: how many servers
@@ -165,6 +174,7 @@ class Collector(RegistryCollector):
         yield _responses("l7lb_listener", ("listener",), numbers.listeners)
         yield _durations("l7lb_listener", ("listener",), numbers.listeners)
         yield from _counters("l7lb_limit", ("listener", "limit"), LIMIT, numbers.limits)
+        yield from self._tables()
         yield _gauge("l7lb_pool_waiting", "Requests that wait for a server.", ("pool",), numbers.pools, columns.WAITING)
         yield from self._servers()
         yield from self._health()
@@ -195,6 +205,13 @@ class Collector(RegistryCollector):
             f"Servers beyond the first {SERVERS}, whose series are not shown.",
             value=numbers.left_out,
         )
+
+    def _tables(self) -> Iterator[Metric]:
+        for name, text, kind in TABLE:
+            metric = kind(f"l7lb_table_{name}", text, labels=("table",))
+            for table in self._numbers.tables:
+                metric.add_metric((table.table,), getattr(table, name))
+            yield metric
 
     def _servers(self) -> Iterator[Metric]:
         numbers = self._numbers

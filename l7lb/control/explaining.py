@@ -11,6 +11,7 @@ import time
 
 import msgspec
 
+from l7lb.config.limits import describe_limit
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.core.contracts import Choice, Explanation
@@ -56,6 +57,7 @@ class Explained(msgspec.Struct):
     address: str = ""
     why: str = ""
     servers: list[str] = []  # the pool's, a line each
+    limits: list[str] = []  # that count this one, a line each
 
 
 def explain(snapshot: Snapshot, question: Question, node: NodeState | None = None) -> Explained:
@@ -71,6 +73,7 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
         rules=rules,
         outcome=f"no rule matches: {_refusal(question.protocol, facts, Failure.NO_ROUTE)}",
     )
+    explained.limits = limits_of(listener, choice, facts)
     if choice is None:
         return explained
     if choice.pool is None:
@@ -87,6 +90,17 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
         explained.server, explained.address = server.name, str(server.config.address)
         explained.outcome += f", server {server.name} at {explained.address}"
     return explained
+
+
+def limits_of(listener: Listener, choice: Choice | None, facts: Facts) -> list[str]:
+    """The rate limits that these facts meet, in words."""
+    found = []
+    for limit in (*listener.limits, *(choice.route.limits if choice is not None else ())):
+        line = f"limit {limit.name}: {describe_limit(limit)}"
+        if limit.key.kind not in ("source", "listener") and facts.text(limit.key.kind, limit.key.name) is None:
+            line += f"; has no {limit.key}, so that it is not counted"
+        found.append(line)
+    return found
 
 
 def choose_listener(snapshot: Snapshot, protocol: str, name: str) -> Listener:

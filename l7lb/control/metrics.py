@@ -19,6 +19,8 @@ from l7lb.control.health import HealthMonitor
 from l7lb.control.http_server import HttpServer, listen_tcp
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.outliers import Outliers
+from l7lb.control.sticky import StickyTables, TableOf
+from l7lb.core.errors import L7lbError
 from l7lb.core.snapshot import Address
 
 CONNECTIONS = 32
@@ -36,12 +38,14 @@ class Metrics:
         supervisor: SupervisorView,
         health: HealthMonitor | None = None,
         outliers: Outliers | None = None,
+        sticky: StickyTables | None = None,
     ) -> None:
         self.address = address
         self._node = node
         self._supervisor = supervisor
         self._health = health
         self._outliers = outliers
+        self._sticky = sticky
         self._text = b""
         self._made = -FRESH
         self._lock = asyncio.Lock()
@@ -66,11 +70,19 @@ class Metrics:
         async with self._lock:
             if time.monotonic() - self._made >= FRESH:
                 numbers = gather(self._node, self._supervisor.status(), self._health, self._outliers)
+                numbers.tables = await self._tables()
                 registry = CollectorRegistry()
                 registry.register(Collector(numbers))
                 self._text = await asyncio.to_thread(generate_latest, registry)
                 self._made = time.monotonic()
             return self._text
+
+    async def _tables(self) -> list[TableOf]:
+        """What the state process says of its tables; none where it is just being replaced."""
+        try:
+            return await self._sticky.tables() if self._sticky is not None else []
+        except L7lbError:
+            return []
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return _closing(web.Response(body=await self.text(), headers={"Content-Type": CONTENT_TYPE_LATEST}))

@@ -19,10 +19,12 @@ from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.outliers import Outliers
 from l7lb.control.place import Place, StartProblem
 from l7lb.control.resolver import Resolver
+from l7lb.control.sticky import StickyTables
 from l7lb.control.worker_links import Link, WorkerLinks
 from l7lb.core.contracts import ProtocolSpec
 from l7lb.core.errors import ConfigurationError, Problem
 from l7lb.core.snapshot import Address
+from l7lb.proxy.workers.children import STATE_SOCKET
 
 log = structlog.get_logger("l7lb.supervisor")
 
@@ -100,6 +102,7 @@ class Services:
                 log.error("a part did not end well", exc_info=result)
 
     async def _start_metrics(self, address: Address) -> Metrics:
-        metrics = Metrics(address, self._node, self._view, self.health, self.outliers)
+        sticky = StickyTables(self._node, self._settings.admin_socket.parent / STATE_SOCKET)
+        metrics = Metrics(address, self._node, self._view, self.health, self.outliers, sticky)
         await metrics.start()
         return metrics

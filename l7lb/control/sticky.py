@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from l7lb.control.effective import limits_of_listener
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Refused
@@ -55,6 +56,17 @@ class TableOf(msgspec.Struct):
     expired: int
 
 
+class Limited(msgspec.Struct):
+    """A key of a rate limit as `l7lb limits` shows it; ``wait`` is the seconds until one is admitted."""
+
+    limit: str
+    key: str
+    used: float
+    burst: float
+    rate: float
+    wait: float
+
+
 class Found(msgspec.Struct):
     """Entries, and whether there are more."""
 
@@ -85,6 +97,27 @@ class StickyTables:
                 expired=row.expired,
             )
             for row in sorted(told.tables, key=lambda row: row.name)
+        ]
+
+    async def limited(self, limit: int) -> list[Limited]:
+        """Who is the nearest to a rate limit, over all workers, or over it."""
+        sources = {
+            one.name
+            for listener in self._node.effective().listeners
+            for one in limits_of_listener(listener)
+            if one.key.kind == "source"
+        }
+        told = await self._ask(Ask(PROTOCOL, "limits", limit=limit))
+        return [
+            Limited(
+                limit=row.limit,
+                key=show_limited(row.key, row.limit in sources),
+                used=round(row.debt, 1),
+                burst=row.burst,
+                rate=row.rate,
+                wait=round(max(0.0, row.debt + 1.0 - row.burst) / row.rate, 3),
+            )
+            for row in told.debts
         ]
 
     async def find(self, table: str, key: str, server: str, limit: int) -> Found:
@@ -213,6 +246,14 @@ def show_key(config: PersistenceKey, key: bytes) -> str:
     """A table's key in words: an address, or the digest."""
     address = show_address(key) if isinstance(config, SourceKey) else ""
     return address or DIGEST + key.hex()
+
+
+def show_limited(key: bytes, source: bool) -> str:
+    """A limit's key in words: an address, the value, or the digest of one that may be secret."""
+    if source and (address := show_address(key)):
+        return address
+    text = key.decode("latin-1")
+    return text if text.isascii() and text.isprintable() else DIGEST + key.hex()
 
 
 def _hexadecimal(text: str, what: str) -> bytes:

@@ -170,6 +170,26 @@ def sticky_tables(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     )
 
 
+def limits(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """``l7lb limits``."""
+    if not rows:
+        return Text("nobody has used any of a rate limit's burst")
+    return Columns(
+        ("limit", "key", "used", "burst", "wait"),
+        [
+            (
+                row["limit"],
+                row["key"],
+                f"{row['used']:.0f}",
+                f"{row['burst']:.0f}",
+                f"{row['wait']:.1f}s" if row["wait"] else "",
+            )
+            for row in rows
+        ],
+        right=("used", "burst", "wait"),
+    )
+
+
 def sticky_entries(found: Mapping[str, Any]) -> RenderableType:
     """``l7lb table find``."""
     rows = found["entries"]
@@ -217,10 +237,12 @@ def explained(found: Mapping[str, Any]) -> RenderableType:
         right=("rule",),
     )
     outcome = Text(_plain(f"=> {found['outcome']}"), "bold")
+    limits = [Text(_plain(line)) for line in found.get("limits", ())]
     parts: list[RenderableType] = [
         Text(_plain(f"listener {found['listener']}: {facts}")),
         Text(),
         rules,
+        *([Text(), *limits] if limits else []),
         Text(),
         outcome,
     ]

@@ -1,4 +1,4 @@
-"""What an operator asks the state process about its tables, and has it change.
+"""What an operator asks the state process about its tables and limits, and has it change.
 
 A change goes to the workers as all changes do. The answer waits until each of them has said that it has it, for some
 seconds at most; ``late`` says how many have not.
@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from heapq import nlargest
+from operator import itemgetter
 
-from l7lb.persistence.messages import ALL_ENTRIES, Ask, EntryRow, TableRow, Told
+from l7lb.persistence.messages import ALL_ENTRIES, Ask, DebtRow, EntryRow, TableRow, Told
 from l7lb.persistence.pins import PINS, SUFFIX, pins_name, read_pin, write_pin
+from l7lb.persistence.spending import StateSpending
 from l7lb.persistence.table import KEY_LIMIT, TICKS, Delta, Table
 
+_debt = itemgetter(1)
 ROWS = 1000  # of one answer
 
 # Has every worker take what is there so far; returns how many have not in time.
@@ -23,10 +27,13 @@ Everywhere = Callable[[], Awaitable[int]]
 class Asking:
     """The questions, on a state process's tables; ``make`` makes the table of pins beside a table."""
 
-    def __init__(self, tables: dict[str, Table], make: Callable[[str], Table], everywhere: Everywhere) -> None:
+    def __init__(
+        self, tables: dict[str, Table], make: Callable[[str], Table], everywhere: Everywhere, spending: StateSpending
+    ) -> None:
         self._tables = tables
         self._make = make
         self._everywhere = everywhere
+        self._spending = spending
         self.hits: dict[str, int] = {}  # by table: what workers said that are gone, and those that are here
 
     async def answer(self, ask: Ask) -> Told:
@@ -35,6 +42,8 @@ class Asking:
             await self._everywhere()
             tables = [table for name, table in self._tables.items() if not name.endswith(SUFFIX)]
             return Told(tables=[self._row(table) for table in tables])
+        if ask.what == "limits":
+            return Told(debts=self._debts(min(ask.limit or ROWS, ROWS)))
         table = self._tables.get(ask.table)
         if table is None:
             return Told(problem=f"no worker has told of a table {ask.table} yet")
@@ -60,6 +69,15 @@ class Asking:
             evicted=table.evicted,
             expired=table.expired,
         )
+
+    def _debts(self, limit: int) -> list[DebtRow]:
+        """The keys of all rate limits that are the nearest to them."""
+        now = time.monotonic()
+        rows = []
+        for buckets in self._spending.limits.values():
+            for key, debt in nlargest(limit, buckets.debts(now), key=_debt):
+                rows.append(DebtRow(buckets.name, key, debt, buckets.burst, buckets.rate))
+        return nlargest(limit, rows, key=lambda row: row.debt / row.burst)
 
     # --- find -----------------------------------------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ class Marked(msgspec.Struct, tag="marked"):
 
 
 class Ask(msgspec.Struct, tag="ask"):
-    """Instead of Join: an operator's question, or change. ``what`` is list, find, delete or pin.
+    """Instead of Join: an operator's question, or change. ``what`` is list, find, delete, pin or limits.
 
     An empty key or server stands for all of them; ``until`` is seconds of the wall clock, 0.0: for ever.
     """
@@ -197,12 +197,23 @@ class EntryRow(msgspec.Struct):
     until: float
 
 
+class DebtRow(msgspec.Struct):
+    """What a key of a rate limit owes, in tokens."""
+
+    limit: str
+    key: bytes
+    debt: float
+    burst: float
+    rate: float
+
+
 class Told(msgspec.Struct, tag="told"):
     """The answer to Ask. ``late``: workers that have not confirmed a change in time."""
 
     problem: str = ""
     tables: list[TableRow] = []
     entries: list[EntryRow] = []
+    debts: list[DebtRow] = []
     more: bool = False
     count: int = 0
     late: int = 0

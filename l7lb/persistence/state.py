@@ -115,7 +115,7 @@ class StateProcess:
     def __init__(self, listening: socket.socket, save_path: Path | None, size: int) -> None:
         self.tables: dict[str, Table] = {}
         self.spending = StateSpending()
-        self.asking = Asking(self.tables, lambda name: self._table(name, MAX_TTL), self._everywhere)
+        self.asking = Asking(self.tables, lambda name: self._table(name, MAX_TTL), self._everywhere, self.spending)
         self._marks = 0
         self._marked = asyncio.Event()
         self.workers: set[Worker] = set()

@@ -86,6 +86,20 @@ def test_what_the_node_answers_itself(snapshot: Snapshot, url: str, fields: dict
     assert ask(snapshot, f"http://example.net{url}", **fields).outcome == outcome
 
 
+def test_the_limits_that_count_it_are_told(tmp_path: Path) -> None:
+    limited = CONFIGURATION.replace(
+        "    routes:", "    limit: {key: {header: x-key}, rate: 600/m, burst: 50}\n    routes:", 1
+    )
+    limited = limited.replace("        pool: api\n", "        pool: api\n        limit: {key: source, rate: 5/s}\n", 1)
+    snapshot = load(tmp_path / "l7lb.yaml", text=limited).snapshot
+    assert ask(snapshot, "http://a.example.org/api/x", ("x-key", "1")).limits == [
+        "limit web/requests-header-x-key: 10/s of requests by header x-key, 50 at once",
+        "limit web/rule-1/requests-source: 5/s of requests by source, 5 at once",
+    ]
+    (line,) = ask(snapshot, "http://www.example.com/").limits
+    assert line.endswith("; has no header x-key, so that it is not counted")
+
+
 def test_a_cookie_keeps_its_user(snapshot: Snapshot) -> None:
     pool = next(pool for pool in snapshot.pools if pool.name == "web")
     key = InsertedCookieKey(pool, pool.persistence[0])  # type: ignore[arg-type]

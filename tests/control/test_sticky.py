@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from prometheus_client import CollectorRegistry, generate_latest
 
 from l7lb.control.admin import AdminServer
 from l7lb.control.client import AdminClient, AdminError
+from l7lb.control.collector import Collector, Gathered
 from l7lb.control.node import NodeState
-from l7lb.control.tables import rendered, sticky_entries, sticky_tables
+from l7lb.control.sticky import StickyTables, show_limited
+from l7lb.control.tables import limits, rendered, sticky_entries, sticky_tables
 from l7lb.core.facts import Facts
 from l7lb.core.snapshot import HeaderKey, LearnedCookie, Pool, SourceKey, TlsSessionKey
 from l7lb.core.snapshot import Tables as Limits
@@ -23,6 +26,7 @@ from l7lb.persistence import Tables, make_stickiness
 from l7lb.persistence import pins as pins_module
 from l7lb.persistence import state as state_module
 from l7lb.persistence.link import StateLink
+from l7lb.persistence.messages import Hold, Spent
 from l7lb.persistence.state import StateProcess, listen
 
 pytestmark = pytest.mark.asyncio
@@ -269,6 +273,35 @@ async def test_without_a_state_process_it_says_so(scene: Scene) -> None:
         "table-delete", table="web/source", key="10.0.0.1"
     )
     scene.path.with_suffix(".away").rename(scene.path)
+
+
+async def test_who_is_at_a_limit_is_shown(scene: Scene) -> None:
+    assert scene.state is not None
+    scene.state.spending.hold(Hold("web/slow", 0.5, 4.0, 100))
+    scene.state.spending.hold(Hold("web/key", 0.5, 10.0, 100))
+    spent = [("web/slow", b"\xc0\x00\x02\x07", 4), ("web/key", b"\xff" * 15, 2)]
+    scene.state.spending.spent(Spent(1, 1, spent), lambda _: None)
+    first, second = await scene.get("limits")
+    assert (first["limit"], first["burst"], first["rate"]) == ("web/slow", 4.0, 0.5)
+    assert 1.0 < first["wait"] <= 2.0
+    assert (second["key"], second["wait"]) == ("digest:" + "ff" * 15, 0.0)
+    assert len(await scene.get("limits", limit=1)) == 1
+    assert "web/slow" in rendered(limits([first, second]), 100, False)
+    assert show_limited(b"\xc0\x00\x02\x07", True) == "192.0.2.7"
+    assert show_limited(b"/login", False) == "/login"
+
+
+async def test_tables_are_in_the_metrics(scene: Scene) -> None:
+    scene.workers[0].use(Request("10.0.1.1"), "web1")
+    await scene.until(lambda: scene.workers[1].find(Request("10.0.1.1")) == "web1")
+    sticky = StickyTables(scene.node, scene.path)
+    numbers = Gathered("lb1", "serving", 1, tables=await sticky.tables())
+    registry = CollectorRegistry()
+    registry.register(Collector(numbers))
+    text = generate_latest(registry).decode()
+    assert 'l7lb_table_entries{table="web/source"} 1.0' in text
+    assert 'l7lb_table_hits_total{table="web/source"} ' in text
+    assert 'l7lb_table_evicted_total{table="web/source"} 0.0' in text
 
 
 async def test_what_is_listed_is_json(scene: Scene) -> None:

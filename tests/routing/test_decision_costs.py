@@ -15,8 +15,9 @@ def test_a_smoke_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "SERVERS", (3, 40))
     rules = decisions.routing(rounds=1, usual=20, new=100)
     servers = decisions.balancing(rounds=1, decisions=100)
-    table, _ = decisions.report(rules, servers)
-    assert len(table.splitlines()) == 4 + 2 * 7
+    limits = decisions.limiting(rounds=1, decisions=500)
+    table, _ = decisions.report(rules, servers, limits)
+    assert len(table.splitlines()) == 4 + 2 * 7 + 5
     assert "200 rules" in table
 
 
