@@ -61,6 +61,7 @@ class TunnelTimeouts(ListenerTimeouts):
     """How long a client may take whose connection is passed through."""
 
     tunnel: Duration = Field(default=3600.0, description="Without a byte in either direction.")
+    half_closed: Duration = Field(default=300.0, description="The same, once one side has ended its half.")
 
 
 class Listener(Section):

@@ -105,6 +105,9 @@ class Session:
         """That side will send nothing more; ``error``: the connection is gone as well (a reset)."""
         raise NotImplementedError
 
+    def half_ended(self, side: Side, now: float) -> None:
+        """That side of a Tunnel will send nothing more, and the other goes on; ``ended`` comes when both have ended."""
+
     def connected(self, assignment: Assignment, now: float) -> list[Action]:
         """A server's connection answers NeedServer."""
         raise NotImplementedError

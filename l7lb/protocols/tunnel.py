@@ -51,12 +51,16 @@ READ_AHEAD = 16 * 1024  # bytes taken from a client beyond its first words, whil
 
 
 class Shared:
-    """What all connections of one listener have in common, for one snapshot. ``idle`` is in seconds."""
+    """What all connections of one listener have in common, for one snapshot.
 
-    def __init__(self, listener: str, protocol: str, idle: float) -> None:
+    ``idle`` and ``half_closed`` are seconds without a byte, the latter once one side has ended its half.
+    """
+
+    def __init__(self, listener: str, protocol: str, idle: float, half_closed: float) -> None:
         self.listener = listener
         self.protocol = protocol
         self.idle = idle
+        self.half_closed = half_closed
 
 
 class Flow(Recorded):
@@ -121,7 +125,7 @@ class Flow(Recorded):
 class TunnelMachine(Session):
     """A client connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
 
-    __slots__ = ("buffer", "flow", "peer", "shared", "state")
+    __slots__ = ("buffer", "flow", "idle", "peer", "shared", "state")
 
     def __init__(self, shared: Shared, facts: Facts, peer: Peer, now: float) -> None:
         super().__init__()
@@ -129,6 +133,7 @@ class TunnelMachine(Session):
         self.peer = peer
         self.flow = Flow(facts, now)
         self.buffer = bytearray()
+        self.idle = shared.idle
         self.state = OPENING
 
     # --- what a protocol says in its own words ----------------------------------------------------------------
@@ -180,6 +185,12 @@ class TunnelMachine(Session):
         self.deadline = 0.0
         return [self.finished(None, "ok", now), Release(False, None, flow.latency()), Close()]
 
+    def half_ended(self, side: Side, now: float) -> None:
+        if not self.flow.closed_by:
+            self.flow.closed_by = "client" if side is CLIENT else "server"
+        self.idle = min(self.idle, self.shared.half_closed)
+        self.deadline = now + self.idle
+
     def connected(self, assignment: Assignment, now: float) -> list[Action]:
         flow = self.flow
         flow.assignment = assignment
@@ -207,7 +218,7 @@ class TunnelMachine(Session):
 
     def moved(self, side: Side, count: int, now: float) -> list[Action]:
         flow = self.flow
-        self.deadline = now + self.shared.idle
+        self.deadline = now + self.idle
         if side is CLIENT:
             flow.received += count
         else:

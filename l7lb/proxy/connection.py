@@ -435,6 +435,9 @@ class Connection(Endpoint):
             # Half of a tunnel goes on until it ends as well.
             if not all(each.ended for each in self.pumps or ()):
                 pump.destination.end_writing()
+                now = monotonic()
+                self.session.half_ended(pump.side, now)
+                self.settle(now)
                 return
             side = SERVER if pump.side is CLIENT else CLIENT  # that ended first
         if error or self.tunnel:

@@ -178,6 +178,7 @@ def test_every_table_of_mistakes_is_long() -> None:
             "servers",
             "tables",
             "client_hello_bytes",
+            "half_closed",
         ),
     }
 

@@ -181,6 +181,20 @@ async def test_silence_ends_a_session() -> None:
         assert (await node.record()).ended == "client-timeout@tunnel"
 
 
+async def test_silence_in_half_a_session_ends_it_sooner() -> None:
+    async with Node(config(listener={"timeouts": {"half_closed": "200ms"}})) as node:
+        client, server = await joined(node)
+        client.half_close()
+        await server.sees_end()
+        for _ in range(5):  # as long as bytes come it goes on
+            await server.send(b"x")
+            await client.expect(b"x")
+            await asyncio.sleep(0.08)
+        await client.sees_reset()
+        record = await node.record()
+        assert (record.ended, record.closed_by, record.sent) == ("client-timeout@tunnel", "client", 5)
+
+
 async def test_a_draining_process_leaves_sessions_alone() -> None:
     async with Node(config()) as node:
         client, server = await joined(node)

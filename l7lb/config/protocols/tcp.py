@@ -30,5 +30,5 @@ class TcpListener(Listener):
             **self.common(reading),
             connections=self.limits.connections,
             backlog=self.limits.backlog,
-            settings={"tunnel": self.timeouts.tunnel},
+            settings={"tunnel": self.timeouts.tunnel, "half_closed": self.timeouts.half_closed},
         )

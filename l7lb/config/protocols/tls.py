@@ -43,5 +43,9 @@ class TlsPassthroughListener(Listener):
             **self.common(reading),
             connections=self.limits.connections,
             backlog=self.limits.backlog,
-            settings={"tunnel": self.timeouts.tunnel, "client_hello_bytes": self.limits.client_hello_bytes},
+            settings={
+                "tunnel": self.timeouts.tunnel,
+                "half_closed": self.timeouts.half_closed,
+                "client_hello_bytes": self.limits.client_hello_bytes,
+            },
         )

@@ -8,9 +8,12 @@ from l7lb.core.snapshot import Listener
 
 
 class TcpSettings(msgspec.Struct, frozen=True):
-    """A TCP listener's settings. ``tunnel`` is the seconds without a byte in either direction that end a session."""
+    """A TCP listener's settings. ``tunnel`` is the seconds without a byte in either direction that end a session,
+    ``half_closed`` the same once one side has ended its half.
+    """
 
     tunnel: float = 3600.0
+    half_closed: float = 300.0
 
     @classmethod
     def of(cls, listener: Listener) -> TcpSettings:

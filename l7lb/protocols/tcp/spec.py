@@ -13,7 +13,8 @@ from l7lb.protocols.tunnel import Shared
 
 def sessions(listener: Listener) -> SessionFactory:
     """The session factory of a TCP listener; raises msgspec.ValidationError for settings that don't fit."""
-    return partial(TcpMachine, Shared(listener.name, "tcp", TcpSettings.of(listener).tunnel))
+    settings = TcpSettings.of(listener)
+    return partial(TcpMachine, Shared(listener.name, "tcp", settings.tunnel, settings.half_closed))
 
 
 SPEC = ProtocolSpec(name="tcp", sessions=sessions, probe="l7lb.protocols.tcp.probe:probe")

@@ -35,7 +35,7 @@ class TlsShared(Shared):
     """What all connections of one listener have in common. ``handshake`` is the seconds for a ClientHello."""
 
     def __init__(self, listener: str, protocol: str, settings: TlsSettings, handshake: float) -> None:
-        super().__init__(listener, protocol, settings.tunnel)
+        super().__init__(listener, protocol, settings.tunnel, settings.half_closed)
         self.hello_bytes = settings.client_hello_bytes
         self.handshake = handshake
 

@@ -8,9 +8,12 @@ from l7lb.core.snapshot import Listener
 
 
 class TlsSettings(msgspec.Struct, frozen=True):
-    """``tunnel`` is the seconds without a byte that end a session, ``client_hello_bytes`` the longest ClientHello."""
+    """``tunnel`` is the seconds without a byte that end a session, ``half_closed`` the same once one side has ended its
+    half, ``client_hello_bytes`` the longest ClientHello.
+    """
 
     tunnel: float = 3600.0
+    half_closed: float = 300.0
     client_hello_bytes: int = 16 * 1024
 
     @classmethod
