@@ -37,6 +37,7 @@ METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATC
 LONGEST_FIRST = max(map(len, METHODS))
 NAME = re.compile(rb"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\Z")
 LONGEST_NAME = 255
+SHORT = "a ClientHello that is shorter than it says"
 FAILURES = {"refused": Failure.CLIENT_LIMIT, "closed": Failure.CLIENT_CLOSED}
 
 
@@ -187,7 +188,7 @@ class Reader:
         """So many bytes."""
         end = self._at + size
         if end > len(self._data):
-            raise HelloFault(alerts.DECODE_ERROR, "a ClientHello that is shorter than it says")
+            raise HelloFault(alerts.DECODE_ERROR, SHORT)
         data = self._data[self._at : end]
         self._at = end
         return data
@@ -222,28 +223,42 @@ def read_hello(body: bytes) -> ClientHello:
     hello = ClientHello(version, session_id)
     if not reader.more():
         return hello  # before TLS 1.3 there may be no extensions
-    extensions = Reader(reader.vector(2))
+    extensions = reader.vector(2)
     reader.end()
-    seen = set()
-    while extensions.more():
-        kind = extensions.number(2)
-        data = extensions.vector(2)
+    read_extensions(extensions, hello)
+    return hello
+
+
+def read_extensions(data: bytes, hello: ClientHello) -> None:
+    """The list of extensions, each there once (RFC 8446 section 4.2). Raises HelloFault.
+
+    A browser's hello has some twenty, most of which are passed over: so this goes without a Reader.
+    """
+    seen: set[int] = set()
+    at, end = 0, len(data)
+    while at < end:
+        start = at + 4
+        if start > end:
+            raise HelloFault(alerts.DECODE_ERROR, SHORT)
+        kind = data[at] << 8 | data[at + 1]
+        at = start + (data[at + 2] << 8 | data[at + 3])
+        if at > end:
+            raise HelloFault(alerts.DECODE_ERROR, SHORT)
         if kind in seen:
             raise HelloFault(alerts.ILLEGAL_PARAMETER, f"extension {kind} is there twice")
         seen.add(kind)
         if kind == SERVER_NAME:
-            hello.sni = read_name(data)
+            hello.sni = read_name(data[start:at])
         elif kind == ALPN:
-            hello.alpn = read_alpn(data)
+            hello.alpn = read_alpn(data[start:at])
         elif kind == SESSION_TICKET:
-            hello.ticket = data
+            hello.ticket = data[start:at]
         elif kind == SUPPORTED_VERSIONS:
-            read_versions(data, hello)
+            read_versions(data[start:at], hello)
         elif kind == PRE_SHARED_KEY:
             hello.psk = True
         elif kind == ENCRYPTED_CLIENT_HELLO:
             hello.ech = True
-    return hello
 
 
 def read_name(data: bytes) -> bytes:
