@@ -131,6 +131,22 @@ async def test_connections_over_the_limit_are_closed() -> None:
         assert node.counts.total(node.snapshot.listeners[0].limits[0].slot, columns.REFUSED) == 1
 
 
+async def test_behind_a_proxy_connections_are_counted_by_the_address_that_it_told() -> None:
+    limit = {"key": "source", "rate": "1/h", "burst": 1, "of": "connections"}
+    async with Node(configuration(limit, proxy_protocol={"from": ["127.0.0.0/8"]})) as node:
+        answers = []
+        for source in (b"192.0.2.7", b"192.0.2.7", b"192.0.2.8"):
+            async with await node.connect() as wire:
+                header = b"PROXY TCP4 " + source + b" 192.0.2.1 1000 80\r\n"
+                await wire.send(header + b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                try:
+                    await wire.until(b"HTTP/1.1 200")
+                    answers.append(200)
+                except (Unexpected, OSError):
+                    answers.append(0)
+        assert answers == [200, 0, 200]
+
+
 # --- a protocol whose sessions log in ---------------------------------------------------------------------------------
 
 

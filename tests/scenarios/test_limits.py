@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_a_worker_that_dies_takes_nothing_with_it(node: Node, servers: list[Ngin
     wait_for(lambda: victim not in node.workers().values() and len(node.workers()) == WORKERS, "a successor", 20)
     wait_for(lambda: all(one["ready"] for one in (node.status() or {})["workers"]), "it accepts", 20)
     assert load(node, 1)[0] == 0
+
+
+@pytest.mark.needs("curl")
+def test_streams_of_http_2_are_refused_as_requests_are(node: Node, servers: list[Nginx]) -> None:
+    node.write(text=text(servers, rate="6/m", burst=2))
+    l7lb(node, "reload")
+    words = ["curl", "-s", "--http2-prior-knowledge", "-i", node.url]
+    answers = [subprocess.run(words, capture_output=True, text=True, timeout=30).stdout for _ in range(3)]
+    assert [answer.split()[:2] for answer in answers] == [["HTTP/2", "200"], ["HTTP/2", "200"], ["HTTP/2", "429"]]
+    assert "retry-after: 10" in answers[2].lower()
+    assert "web/requests-source  127.0.0.1" in l7lb(node, "limits")
 
 
 def test_a_reload_keeps_what_is_owed_and_the_new_rate_counts(node: Node, servers: list[Nginx]) -> None:
