@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks import load, passthrough, peers
+from benchmarks import load, passthrough, peers, tls
 from benchmarks.peers import Site
 from benchmarks.processes import BenchmarkError, Group
 from benchmarks.results import Results
@@ -145,6 +145,54 @@ def passed_through(site: Site, plan: Plan, results: Results) -> None:
     results.compare("passthrough connection CPU", cost, "l7lb", "haproxy")
 
 
+def tls_ended(site: Site, plan: Plan, results: Results) -> None:
+    """TLS ended here: full and resumed handshakes, requests over kept connections, 10 MB bodies."""
+    full: Values = {}
+    resumed: Values = {}
+    kept: Values = {}
+    bulk: Values = {}
+    rates: dict[str, Values] = {"full": {}, "resumed": {}, "kept": {}}
+    core, seconds = site.cores.load, plan.seconds
+    with tls.started(site, plan.bare, plan.only) as groups:
+        for _ in range(plan.rounds):
+            for group in groups:
+                for kind, values in (("full", full), ("resumed", resumed)):
+                    cost, rate = tls.handshakes(group, core, seconds, kind == "resumed")
+                    values.setdefault(group.name, []).append(cost)
+                    rates[kind].setdefault(group.name, []).append(rate)
+        for _ in range(plan.rounds):
+            for group in groups:
+                cost, rate = tls.requests(group, core, seconds)
+                kept.setdefault(group.name, []).append(cost)
+                rates["kept"].setdefault(group.name, []).append(rate)
+                bulk.setdefault(group.name, []).append(tls.bodies(group, core, seconds))
+    results.add("TLS, full handshake", "us CPU/connection", full)
+    results.add("TLS, full handshake", "connections/s", rates["full"])
+    results.add("TLS, resumed handshake", "us CPU/connection", resumed)
+    results.add("TLS, resumed handshake", "connections/s", rates["resumed"])
+    results.add("TLS, keep-alive", "us CPU/request", kept)
+    results.add("TLS, keep-alive", "requests/s", rates["kept"])
+    results.add("TLS, 10 MB bodies", "ms CPU/GB", bulk)
+    results.compare("TLS full handshake CPU", full, "l7lb", "haproxy", 1.3)
+    results.compare("TLS resumed handshake CPU", resumed, "l7lb", "haproxy", 1.3)
+    results.compare("TLS keep-alive CPU", kept, "l7lb", "haproxy", 1.15)
+    results.compare("TLS 10 MB bodies CPU", bulk, "l7lb", "haproxy")
+
+
+def tls_memory(site: Site, plan: Plan, results: Results) -> None:
+    """What an idle client with TLS costs, by the growth of PSS over many of them."""
+    sizes: Values = {}
+    count = min(plan.idle, 4000)  # the benchmark holds the other ends
+    for group in (tls.l7lb(site, plan.bare), tls.haproxy(site)):
+        if not plan.only or group.name in plan.only:
+            with group:
+                sizes[group.name] = [tls.idle_client(group, count)]
+    results.add(f"idle client with TLS, of {count:,}", "bytes PSS", sizes)
+    results.compare("idle client with TLS, memory", sizes, "l7lb", "haproxy")
+    if "l7lb" in sizes:
+        results.compare("idle client with TLS, memory", {**sizes, "18 KiB": [18 * 1024.0]}, "l7lb", "18 KiB", 1.0)
+
+
 def rules(site: Site, plan: Plan, results: Results) -> None:
     """10,000 rules of host and path beside 10; the request matches the last."""
     few = peers.l7lb(site, "l7lb", rules=10, bare=plan.bare)
@@ -256,6 +304,8 @@ CASES: dict[str, Callable[[Site, Plan, Results], None]] = {
     "latency": latency,
     "memory": memory,
     "passthrough": passed_through,
+    "tls": tls_ended,
+    "tls-memory": tls_memory,
     "rules": rules,
     "workers": workers,
 }

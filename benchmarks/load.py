@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,18 +114,19 @@ def h2load(port: int, core: int, seconds: float, rate: float, folder: Path, cook
     )
 
 
-def idle_connections(group: Group, count: int) -> float:
+def idle_connections(group: Group, count: int, connect: Callable[[], socket.socket] | None = None) -> float:
     """Bytes of memory that one idle keep-alive client costs: it has sent one request and read its answer."""
+    make = connect or (lambda: socket.create_connection(("127.0.0.1", group.port), 10.0))
     request = b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n"
     clients: list[socket.socket] = []
     try:
         # Some to warm up, so that buffers, caches and the servers' connections don't count as clients.
         for _ in range(200):
-            with socket.create_connection(("127.0.0.1", group.port), 10.0) as sock:
+            with make() as sock:
                 _roundtrip(sock, request)
         before = group.pss()
         for _ in range(count):
-            sock = socket.create_connection(("127.0.0.1", group.port), 10.0)
+            sock = make()
             clients.append(sock)
             _roundtrip(sock, request)
         return (group.pss() - before) / count
