@@ -24,7 +24,6 @@ HOT = [
     "l7lb/core/facts.py",
     "l7lb/core/servers.py",
     "l7lb/core/tally.py",
-    "l7lb/limits/buckets.py",
     "l7lb/limits/gate.py",
     "l7lb/persistence/stickiness.py",
     "l7lb/protocols/http/answering.py",
