@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from l7lb.config.addresses import parse_server, resolve
@@ -198,6 +199,10 @@ class Pool(Section):
     slow_start: DurationOrZero = Field(
         default=0.0, description="A server that comes back gets its full weight after so long."
     )
+    http_version: Literal["1.1", "2"] = Field(
+        default="1.1",
+        description="What HTTP servers are spoken to in. 2: with prior knowledge, or over TLS by ALPN; gRPC needs it.",
+    )
     idle_connections: int = Field(
         default=64, ge=0, le=100_000, description="Connections without work that are kept, for each server and worker."
     )
@@ -219,11 +224,17 @@ class Pool(Section):
         """The persistence keys in the order in which they are tried."""
         return [key for entry in self.persistence or () for key in entry.chain()]
 
+    def _spoken_to(self, server: snapshot.Server) -> snapshot.Server:
+        """Over TLS the server is asked for the version that it will be spoken to in."""
+        if self.http_version != "2" or server.tls is None:
+            return server
+        return msgspec.structs.replace(server, tls=msgspec.structs.replace(server.tls, alpn=("h2",)))
+
     def compiled(self, name: str, protocol: str, base: Path) -> snapshot.Pool:
         """The pool for the data path; ``protocol`` is that of the listeners that lead to it."""
         return snapshot.Pool(
             name=name,
-            servers=tuple(server.compiled(base) for server in self.servers),
+            servers=tuple(self._spoken_to(server.compiled(base)) for server in self.servers),
             balance=self.balance.compiled(),
             persistence=tuple(key.compiled() for key in self.keys_in_order()),
             health=self.health.compiled(protocol) if self.health else None,
@@ -233,4 +244,5 @@ class Pool(Section):
             queue=self.queue,
             slow_start=self.slow_start,
             idle_connections=self.idle_connections,
+            http_version=self.http_version,
         )

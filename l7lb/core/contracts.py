@@ -56,6 +56,7 @@ class Assignment:
         "attempt",
         "choice",
         "connect_time",
+        "kept",
         "learns",
         "pool",
         "queue_time",
@@ -74,6 +75,7 @@ class Assignment:
         self.sticky = ""  # the persistence key that chose the server
         self.set_cookie = b""  # a Set-Cookie value that the answer must carry
         self.learns = False  # whether the cookies or TLS sessions that the server issues are wanted
+        self.kept: object | None = None  # what the protocol remembers of the server's connection
         self.queue_time = 0.0
         self.connect_time = 0.0
 

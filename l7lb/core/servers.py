@@ -113,11 +113,14 @@ class PoolState:
     ``response_header`` and ``response_body`` are timeouts in seconds, ``idle_connections`` is for each server.
     """
 
-    __slots__ = ("by_name", "config", "idle_connections", "name", "response_body", "response_header", "servers")
+    __slots__ = (
+        "by_name", "config", "http2", "idle_connections", "name", "response_body", "response_header", "servers",
+    )  # fmt: skip
 
     def __init__(self, config: Pool, servers: list[ServerState]) -> None:
         self.name = config.name
         self.config = config
+        self.http2 = config.http_version == "2"
         self.response_header = config.timeouts.response_header
         self.response_body = config.timeouts.response_body
         self.idle_connections = config.idle_connections

@@ -353,6 +353,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: PoolTimeouts = PoolTimeouts()
     queue: int = 1000
     slow_start: float = 0.0
+    http_version: str = "1.1"  # that HTTP servers are spoken to in
     idle_connections: int = 64  # kept open without work, for each server and worker
     slot: int = 0
 

@@ -279,6 +279,7 @@ class Dispatcher:
         connection = ticket.connection
         upstream.owner = connection
         connection.upstream = upstream
+        ticket.kept = upstream.memory
         sticky = ticket.runtime.stickiness
         if sticky is not None:
             ticket.learns = sticky.learns
@@ -336,6 +337,7 @@ class Dispatcher:
             return
         connection.upstream = None
         upstream.owner = None
+        upstream.memory = ticket.kept
         server = ticket.server
         pool = ticket.pool
         shelf = server.idle if upstream.client is None else server.kept

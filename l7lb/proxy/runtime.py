@@ -195,7 +195,12 @@ class Runtime:
         servers = []
         for config in pool.servers:
             known = old.state.by_name.get(config.name) if old is not None else None
-            if known is None or known.config.address != config.address or known.slot != config.slot:
+            if (
+                known is None
+                or (old is not None and old.state.http2 is not (pool.http_version == "2"))
+                or known.config.address != config.address
+                or known.slot != config.slot
+            ):
                 known = ServerState(pool.name, config)
                 self._judge(known)
             servers.append(known)

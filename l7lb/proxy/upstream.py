@@ -28,7 +28,7 @@ READ_BULK: Final = 256 * 1024
 class ServerConnection(Endpoint):
     """A connection to a server: connecting for a ticket, then owned by a client's connection, or idle."""
 
-    __slots__ = ("client", "closed", "idle_since", "owner", "read_bytes", "server", "ticket")
+    __slots__ = ("client", "closed", "idle_since", "memory", "owner", "read_bytes", "server", "ticket")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sender: Sender, sock: socket.socket, server: ServerState
@@ -38,6 +38,7 @@ class ServerConnection(Endpoint):
         self.owner: Connection | None = None
         self.client: Connection | None = None  # whose PROXY header it began with: it serves no other
         self.ticket: Ticket | None = None  # while connecting
+        self.memory: object | None = None  # the protocol's (see Assignment.kept), from one request to the next
         self.closed = False
         self.idle_since = 0.0
         self.read_bytes = READ_BYTES

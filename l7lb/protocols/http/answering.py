@@ -40,6 +40,8 @@ class HttpAnswering(HttpEnding):
                     exchange.searched = len(data)
                     return actions
                 response = read_response(head, shared.headers, exchange.request.method)
+                if exchange.link is not None:
+                    response.version = 20
                 data = data[end + 4 :]
                 exchange.searched = 0
                 if response.status >= 200:
@@ -147,7 +149,7 @@ class HttpAnswering(HttpEnding):
                 response.close = True
             return self._complete(exchange, now, actions)
         self.deadline = now + assignment.pool.response_body
-        if not self.splices:
+        if not self.splices or exchange.link is not None:
             return actions
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES:
             actions.append(Splice(SERVER, reader.remaining))
@@ -161,5 +163,7 @@ class HttpAnswering(HttpEnding):
         assert response is not None
         failure = Failure.SERVER_ERROR if response.status >= 500 and response.status != 501 else None
         actions.append(self._finished(exchange, None, "ok", now))
-        actions.append(Release(exchange.body_done and not response.close, failure, exchange.latency()))
+        link = exchange.link
+        kept = exchange.body_done and not response.close and (link is None or (link.whole and not link.leaving))
+        actions.append(Release(kept, failure, exchange.latency()))
         return self._next(exchange, actions, now)

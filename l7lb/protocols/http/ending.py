@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToClient
+from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToClient, ToServer
 from l7lb.core.contracts import Multiplexer, Peer, Session
 from l7lb.core.dates import Dates
 from l7lb.core.errors import Failure, Owner
@@ -140,6 +140,7 @@ class HttpEnding(Session):
         if not stale:
             exchange.retries += 1
         exchange.sent_at = 0.0
+        exchange.link = None
         self.state = ROUTING
         self.deadline = 0.0
         if not exchange.body_done:
@@ -202,7 +203,13 @@ class HttpEnding(Session):
         self.exchange = None
         self.state = CLOSED
         self.deadline = 0.0
-        return [self._finished(exchange, failure, ended, now), Release(False, blame), Close(abort=True)]
+        actions: list[Action] = [self._finished(exchange, failure, ended, now)]
+        link = exchange.link
+        if link is not None:
+            actions.append(ToServer(link.cancel()))
+        # A stream that was cancelled leaves its connection as it was.
+        kept = link is not None and blame is None and not link.leaving
+        return [*actions, Release(kept, blame), Close(abort=True)]
 
     def _broken(self, failure: Failure, status: int, reason: str, now: float) -> list[Action]:
         """The client's head can't be read: say so and close."""

@@ -38,6 +38,7 @@ from l7lb.protocols.http.body import BodyReader, ChunkedReader, LengthReader, ch
 from l7lb.protocols.http.ending import ANSWERING, CLOSED, HEAD, IDLE, PHASES, ROUTING, TUNNEL, WAITING, Shared
 from l7lb.protocols.http.facts import HttpFacts, client_scheme, client_source
 from l7lb.protocols.http.forward import Origin, allowed_upgrade, believe_identity, new_request_id, request_head
+from l7lb.protocols.http.http2.server import ServerLink
 from l7lb.protocols.http.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE, Request, read_request
 from l7lb.protocols.http.session import Exchange
 from l7lb.protocols.http.syntax import LINE_END, TOKEN, SyntaxFault, split_head
@@ -77,12 +78,8 @@ class HttpMachine(HttpAnswering):
         exchange = self.exchange
         if exchange is None:
             return []
-        if self.state == WAITING:
-            return self._response_head(exchange, data, now)
-        try:
-            return self._response_body(exchange, data, now)
-        except SyntaxFault as fault:
-            return self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
+        link = exchange.link
+        return self._from_server(exchange, data, now) if link is None else self._from_link(exchange, link, data, now)
 
     def ended(self, side: Side, now: float, error: bool) -> list[Action]:
         exchange = self.exchange
@@ -123,13 +120,14 @@ class HttpMachine(HttpAnswering):
         if self.origin is None:
             self.origin = Origin(self.peer, self.shared.settings.send)
         head = request_head(exchange.request, assignment.choice, self.origin, self.trust)
+        exchange.link = self._link(exchange, assignment) if assignment.pool.http2 else None
         self.state = WAITING
         if exchange.replay:
             head += b"".join(exchange.replay)
         if exchange.body_done:
             exchange.sent_at = now
             self.deadline = now + assignment.pool.response_header
-            return [ToServer(head)]
+            return [self._to_server(exchange, head)]
         self.deadline = now + self.shared.request_body
         self.wants_client = True
         data, self.buffer = self.buffer, b""
@@ -370,7 +368,7 @@ class HttpMachine(HttpAnswering):
             if reader.done and isinstance(reader, ChunkedReader):
                 framed += last_chunk(reader.trailers)
         exchange.keep(framed)
-        actions: list[Action] = [ToServer(head + framed)] if head or framed else []
+        actions: list[Action] = [self._to_server(exchange, head + framed)] if head or framed else []
         if reader.done:
             exchange.received -= len(reader.rest)
             self.buffer = reader.rest
@@ -379,12 +377,51 @@ class HttpMachine(HttpAnswering):
             return actions + self._uploaded(exchange, now)
         if self.state == WAITING:
             self.deadline = now + self.shared.request_body
-        if not self.splices:
+        if not self.splices or exchange.link is not None:
+            if exchange.link is not None and exchange.link.full:
+                self.wants_client = False
             return actions
         if isinstance(reader, LengthReader) and reader.remaining > SPLICE_BYTES and not exchange.request.expects:
             exchange.replay = None
             actions.append(Splice(CLIENT, reader.remaining))
         return actions
+
+    def _link(self, exchange: Exchange, assignment: Assignment) -> ServerLink:
+        """The translator for a server that speaks HTTP/2: its connection's, or a new one."""
+        link = assignment.kept
+        if not isinstance(link, ServerLink):
+            link = ServerLink(assignment.server.dialer is not None, self.shared.header_bytes)
+            assignment.kept = link
+        link.begin(exchange.request.te, exchange.request.method == b"HEAD")
+        return link
+
+    def _to_server(self, exchange: Exchange, data: bytes) -> Action:
+        link = exchange.link
+        return ToServer(data if link is None else link.send(data))
+
+    def _from_link(self, exchange: Exchange, link: ServerLink, data: bytes, now: float) -> list[Action]:
+        """Frames have come from the server."""
+        try:
+            said = link.receive(data)
+        except SyntaxFault as fault:
+            return self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
+        frames = link.flush()
+        actions: list[Action] = [ToServer(frames)] if frames else []
+        if not exchange.body_done and self.state in (WAITING, ANSWERING) and not link.full:
+            self.wants_client = True
+        if said:
+            actions += self._from_server(exchange, said, now)
+        if link.reset >= 0 and not link.whole and self.exchange is exchange and exchange.link is link:
+            actions += self.ended(SERVER, now, True)
+        return actions
+
+    def _from_server(self, exchange: Exchange, data: bytes, now: float) -> list[Action]:
+        if self.state == WAITING:
+            return self._response_head(exchange, data, now)
+        try:
+            return self._response_body(exchange, data, now)
+        except SyntaxFault as fault:
+            return self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
 
     def _uploaded(self, exchange: Exchange, now: float) -> list[Action]:
         exchange.body_done = True
@@ -405,7 +442,7 @@ class HttpMachine(HttpAnswering):
         assert exchange.assignment is not None
         if exchange.body_done:
             return self._server_fault(exchange, Failure.SERVER_TIMEOUT, now)
-        if blocked is SERVER:
+        if blocked is SERVER or (exchange.link is not None and exchange.link.waiting):
             limit = progress + exchange.assignment.pool.response_header
             if limit > now:
                 self.deadline = limit

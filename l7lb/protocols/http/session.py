@@ -13,6 +13,7 @@ from l7lb.core.record import AccessRecord
 from l7lb.protocols.http.body import BodyReader
 from l7lb.protocols.http.facts import HttpFacts
 from l7lb.protocols.http.forward import named
+from l7lb.protocols.http.http2.server import ServerLink
 from l7lb.protocols.http.message import IDEMPOTENT, Request, Response
 
 REPLAY_BYTES: Final = 64 * 1024  # a body up to this size is kept until the answer begins, for a retry
@@ -43,6 +44,7 @@ class Exchange(Recorded):
         "head_at",
         "inbox",
         "interim",
+        "link",
         "reader",
         "received",
         "replay",
@@ -75,6 +77,7 @@ class Exchange(Recorded):
         self.interim = 0  # 1xx answers passed on
         self.searched = 0
         self.replay: list[bytes] | None = []  # what of the body went to the server; None: too much to keep
+        self.link: ServerLink | None = None  # to a server that speaks HTTP/2
         self.retries = 0
         self.status = 0
         self.choice: Choice | None = None

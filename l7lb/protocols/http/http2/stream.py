@@ -138,8 +138,11 @@ class StreamMachine(HttpMachine):
         return actions
 
     def _abandon(self, exchange: Exchange, failure: Failure, now: float) -> list[Action]:
+        code = CANCEL if failure.owner is Owner.CLIENT else INTERNAL_ERROR
+        if exchange.link is not None and exchange.link.reset > 0:
+            code = exchange.link.reset  # the server's own word
         actions = super()._abandon(exchange, failure, now)
-        self.mux.reset(self, CANCEL if failure.owner is Owner.CLIENT else INTERNAL_ERROR)
+        self.mux.reset(self, code)
         return actions
 
     def draining(self, now: float, patient: bool) -> list[Action]:
