@@ -35,6 +35,7 @@ HOT = [
     "l7lb/protocols/http/http2/connection.py",
     "l7lb/protocols/http/http2/fields.py",
     "l7lb/protocols/http/http2/guard.py",
+    "l7lb/protocols/http/http2/server.py",
     "l7lb/protocols/http/http2/stream.py",
     "l7lb/protocols/http/machine.py",
     "l7lb/protocols/http/message.py",

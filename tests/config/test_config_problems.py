@@ -369,6 +369,8 @@ def test_what_a_pool_of_connections_can_be_known_by(keys: str, message: str) -> 
 
 
 POOLS = [
+    ('http_version: ▸"3"', '"3" is not known; known: 1.1, 2'),
+    ("http_version: ▸2", "must be one of 1.1, 2, not the number 2"),
     ("balance: ▸robin", 'the algorithm "robin" is not known; did you mean "round-robin"? known: round-robin, '),
     ("balance: ▸least_connections", 'did you mean "least-connections"?'),
     ("balance: ▸hash", "hash needs to know what is hashed: write {hash: path}"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from conftest import Run
 from h2_client import Http2Client
 from proxy_scene import config, connections, limited, quiet, states
 
 from l7lb.testing import Node
 from l7lb.testing.http import Answer
 
+Run = Callable[[Coroutine[Any, Any, None]], None]
 BIG = 3_000_000
 
 
@@ -198,6 +200,23 @@ def test_draining_tells_the_client_and_waits_for_its_streams(run: Run) -> None:
             assert number == 1
             await node.until(node.runtime.drained.is_set)
             client.close()
+
+    run(main())
+
+
+def test_a_request_that_goes_on_after_its_answer(run: Run) -> None:
+    async def main() -> None:
+        async with Node(config()) as node:
+            client = await Http2Client.connect(node)
+            number = await client.request("/here", method="POST", end=False)
+            await client.until(number)
+            assert (client.statuses[number], len(client.bodies[number])) == (200, 1000)
+            while number not in client.resets:
+                await client.step()
+            assert client.resets[number] == 0
+            assert await client.get("/here") == 200
+            client.close()
+            await quiet(node)
 
     run(main())
 

@@ -75,6 +75,8 @@ PHASES = ("preface", "open", "leaving", "closed")
 MAGIC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LAST_STREAM = 2**31 - 1
 ENCODER_TABLE = 4096  # bytes of the table that our own header compression may fill, whatever the client allows
+LINGER_SECONDS = 2.0  # how long a client that still sends is listened to after its answer
+LINGER_BYTES = 4 * 1024 * 1024
 PATIENCE = 5.0  # seconds between the first GOAWAY, which refuses nothing yet, and the final one
 
 
@@ -208,11 +210,10 @@ class Http2Machine(Multiplexer):
             return self._give_up(PROTOCOL_ERROR, Failure.CLIENT_TIMEOUT, now)
         if self._finishing and self._finishing <= now:
             self._goaway(self._h2.highest_inbound_stream_id, NO_ERROR)
-        limit = now - shared.request_body
         for stream in list(self._streams.values()):
-            # Its exchange is over and its server given back, but the client does not take the rest.
-            if stream.exchange is None and stream.progress <= limit:
-                self.reset(stream, CANCEL)
+            # Its exchange is over and its server given back, but the client does not take or end the rest.
+            if stream.exchange is None and self._limit(stream) <= now:
+                self.reset(stream, NO_ERROR if stream.lingering else CANCEL)
         if not self._streams and self._idle_since + shared.keep_alive <= now:
             self._goaway(self._h2.highest_inbound_stream_id, NO_ERROR)
         self._settle(now)
@@ -296,7 +297,9 @@ class Http2Machine(Multiplexer):
                 trailers = read_trailers(event.headers or [], self.shared.settings.headers)
             except SyntaxFault:
                 return self._fault(stream, now)
-            return [OnStream(stream.number, stream.end(trailers, now))]
+            actions = stream.end(trailers, now)
+            self._linger(stream, now)
+            return [OnStream(stream.number, actions)]
         if isinstance(event, StreamReset):
             stream = self._streams.pop(event.stream_id, None)
             if stream is None:
@@ -351,9 +354,12 @@ class Http2Machine(Multiplexer):
         if stream is None:
             return []
         stream.credit += size
+        if stream.lingering:
+            stream.lingered += size
         actions = stream.received(CLIENT, bytes(event.data or b""), now) if event.data else []
         if event.stream_ended is not None:
             actions += stream.end([], now)
+        self._linger(stream, now)
         return [OnStream(stream.number, actions)]
 
     def _fault(self, stream: StreamMachine, now: float) -> list[Action]:
@@ -435,11 +441,27 @@ class Http2Machine(Multiplexer):
         return size
 
     def _sent_all(self, stream: StreamMachine, now: float) -> None:
-        """The answer has left. A client that has not ended its half need not go on (RFC 9113 section 8.1)."""
+        """The answer has left. A client that has not ended its half is listened to for a moment: many take a reset for
+        the loss of the answer, though RFC 9113 section 8.1 says that they must not.
+        """
         if stream.ended_by_client:
             self._forget(stream, now)
         else:
+            stream.lingering = True
+            stream.progress = now
+            self._ready.pop(stream.number, None)
+            self.give_credit(stream)
+
+    def _linger(self, stream: StreamMachine, now: float) -> None:
+        """More has come of a request that is answered already."""
+        if not stream.lingering:
+            return
+        if stream.ended_by_client:
+            self._forget(stream, now)
+        elif stream.lingered > LINGER_BYTES:
             self.reset(stream, NO_ERROR)
+        else:
+            self.give_credit(stream)
 
     def send_head(self, stream: StreamMachine, fields: list[tuple[bytes, bytes]], last: bool) -> None:
         """An answer's head, interim or final; ``last``: there is nothing behind it."""
@@ -498,9 +520,13 @@ class Http2Machine(Multiplexer):
             self._idle_since = now
             for stream in self._streams.values():
                 if stream.exchange is None:
-                    limit = stream.progress + shared.request_body
+                    limit = self._limit(stream)
                     due = min(due or limit, limit)
         self.deadline = due
+
+    def _limit(self, stream: StreamMachine) -> float:
+        """Until when a stream without an exchange may stay."""
+        return stream.progress + (LINGER_SECONDS if stream.lingering else self.shared.request_body)
 
     def _patience(self) -> float:
         """How long a frame or a header block may be incomplete."""

@@ -31,10 +31,12 @@ from h2.settings import SettingCodes, Settings
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.http2.fields import LEFT_OUT, FieldList, trailer_fields
+from l7lb.protocols.http.http2.guard import Cutter
 from l7lb.protocols.http.syntax import OWS, SyntaxFault
 
 CANCEL: Final = 8
 WINDOW: Final = 1024**2  # bytes of an answer that may be on their way
+FRAME_BYTES: Final = 16384  # that a server is told
 ENCODER_TABLE: Final = 4096
 HIGH_WATER: Final = 64 * 1024
 LAST_NUMBER: Final = 2**30  # far below the end of the numbers, a connection is replaced
@@ -47,6 +49,7 @@ class ServerLink:
 
     __slots__ = (
         "_chunked",
+        "_cutter",
         "_h2",
         "_number",
         "_out",
@@ -77,6 +80,7 @@ class ServerLink:
         self._h2.increment_flow_control_window(WINDOW)
         self._h2.decoder.max_header_list_size = 2 * header_bytes + ENCODER_TABLE
         self._scheme = b"https" if https else b"http"
+        self._cutter = Cutter(FRAME_BYTES)
         self._number = 0
         self._out = bytearray()
         self._reader: LengthReader | ChunkedReader | None = None
@@ -187,14 +191,20 @@ class ServerLink:
 
     def receive(self, data: bytes) -> bytes:
         """Frames from the server; returns what they say in HTTP/1.1. Raises SyntaxFault(502)."""
+        said: list[bytes] = []
+        self._cutter.add(data)
         try:
-            events = self._h2.receive_data(data)
+            while (frame := self._cutter.frame()) is not None:
+                if frame.size > FRAME_BYTES:
+                    raise SyntaxFault(502, "the server's frame is too large, if it speaks HTTP/2 at all")
+                for event in self._h2.receive_data(frame.data):
+                    self._event(event, said)
         except ProtocolError as problem:
             self.leaving = True
             raise SyntaxFault(502, f"the server breaks HTTP/2: {problem}") from problem
-        said: list[bytes] = []
-        for event in events:
-            self._event(event, said)
+        except SyntaxFault:
+            self.leaving = True
+            raise
         return b"".join(said)
 
     def _event(self, event: Event, said: list[bytes]) -> None:

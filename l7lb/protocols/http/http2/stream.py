@@ -39,6 +39,8 @@ class StreamMachine(HttpMachine):
     __slots__ = (
         "credit",
         "ended_by_client",
+        "lingered",
+        "lingering",
         "mux",
         "number",
         "outbox",
@@ -59,6 +61,8 @@ class StreamMachine(HttpMachine):
         self.trailers: list[bytes] = []
         self.whole = False  # the answer's last byte is in the outbox
         self.ended_by_client = False
+        self.lingering = False  # answered, but the client still sends
+        self.lingered = 0
         self.remaining = -1  # bytes that Content-Length still promises
         self.credit = 0  # bytes that came and that the client has not been given back as window
         self.takes = True  # the proxy takes more

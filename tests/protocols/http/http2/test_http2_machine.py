@@ -108,8 +108,33 @@ def test_interim_answers_and_expectations() -> None:
 
 def test_an_answer_before_the_requests_end_stops_the_request() -> None:
     talk = bench().request(POST, end=False).assign().answer(OK)
-    assert talk.seen() == ["1 head :status=200 content-length=2", "1 data ok", "1 end", "1 reset 0"]
+    assert talk.seen() == ["1 head :status=200 content-length=2", "1 data ok", "1 end"]
     assert talk.records == ["1: 200 ok"]
+    talk.wait(3)
+    assert talk.seen() == ["1 reset 0"]
+
+
+def test_a_client_that_ends_its_request_after_the_answer() -> None:
+    talk = bench().request(POST, end=False).assign().answer(OK)
+    for _ in range(10):
+        talk.client.send_data(1, b"x" * 16384)
+        talk.flush()
+    talk.client.end_stream(1)
+    talk.flush()
+    talk.wait(5)
+    assert "reset" not in " ".join(talk.seen())
+    assert not talk.machine._streams
+
+
+def test_a_client_that_never_ends_its_request_after_the_answer() -> None:
+    talk = bench().request(POST, end=False).assign().answer(OK)
+    sent = 0
+    while 1 in talk.machine._streams:
+        talk.client.send_data(1, b"x" * 16384)
+        talk.flush()
+        sent += 16384
+    assert 4_000_000 < sent < 5_000_000
+    assert "1 reset 0" in talk.seen()
 
 
 def test_fields_of_the_servers_connection_stay_behind() -> None:
