@@ -297,6 +297,29 @@ def _running(groups: list[Group]) -> Iterator[None]:
         yield
 
 
+def http2(site: Site, plan: Plan, results: Results) -> None:
+    """Small requests over HTTP/2 without TLS, 100 streams on each of 4 connections; reported, without a limit."""
+    makers: dict[str, Callable[[], Group]] = {
+        "l7lb": lambda: peers.l7lb(site, bare=plan.bare),
+        "haproxy": lambda: peers.haproxy(site, bind="proto h2"),
+        "nginx": lambda: peers.nginx(site, listen="http2"),
+    }
+    groups = [make() for name, make in makers.items() if not plan.only or name in plan.only]
+    cost: Values = {}
+    rate: Values = {}
+    with _running(groups):
+        for _ in range(plan.rounds):
+            for group in groups:
+                before = group.cpu()
+                done = _checked(group, load.streams(group.port, site.cores.load, plan.seconds, 100))
+                cost.setdefault(group.name, []).append((group.cpu() - before) / done.requests * 1e6)
+                rate.setdefault(group.name, []).append(done.rate)
+    results.add("HTTP/2", "us CPU/request", cost)
+    results.add("HTTP/2", "requests/s", rate)
+    results.compare("HTTP/2 CPU", cost, "l7lb", "haproxy")
+    results.compare("HTTP/2 CPU", cost, "l7lb", "nginx")
+
+
 CASES: dict[str, Callable[[Site, Plan, Results], None]] = {
     "keep-alive": keep_alive,
     "close": close,
@@ -306,6 +329,7 @@ CASES: dict[str, Callable[[Site, Plan, Results], None]] = {
     "passthrough": passed_through,
     "tls": tls_ended,
     "tls-memory": tls_memory,
+    "http2": http2,
     "rules": rules,
     "workers": workers,
 }

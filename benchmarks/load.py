@@ -114,6 +114,17 @@ def h2load(port: int, core: int, seconds: float, rate: float, folder: Path, cook
     )
 
 
+def streams(port: int, core: int, seconds: float, count: int, connections: int = 4) -> Load:
+    """As many requests as go over HTTP/2 without TLS, ``count`` at a time on each connection."""
+    whole = max(1, round(seconds))
+    words = ["h2load", "-t1", f"-c{connections}", f"-m{count}", f"-D{whole}"]
+    text = _run(core, seconds, [*words, "-H", ":authority: www.example.com", f"http://127.0.0.1:{port}/"])
+    found = re.search(r"requests: (\d+) total.* (\d+) succeeded, (\d+) failed", text)
+    if not found:
+        raise BenchmarkError(f"h2load failed: {text}")
+    return Load(requests=int(found[2]), seconds=float(whole), errors=int(found[3]), p50=0.0, p99=0.0)
+
+
 def idle_connections(group: Group, count: int, connect: Callable[[], socket.socket] | None = None) -> float:
     """Bytes of memory that one idle keep-alive client costs: it has sent one request and read its answer."""
     make = connect or (lambda: socket.create_connection(("127.0.0.1", group.port), 10.0))
