@@ -301,8 +301,7 @@ def http2(site: Site, plan: Plan, results: Results) -> None:
     """Small requests over HTTP/2 without TLS, 100 streams on each of 4 connections; reported, without a limit."""
     makers: dict[str, Callable[[], Group]] = {
         "l7lb": lambda: peers.l7lb(site, bare=plan.bare),
-        "haproxy": lambda: peers.haproxy(site, bind="proto h2"),
-        "nginx": lambda: peers.nginx(site, listen="http2"),
+        "haproxy": lambda: peers.haproxy(site),  # it changes to HTTP/2 by the preface
     }
     groups = [make() for name, make in makers.items() if not plan.only or name in plan.only]
     cost: Values = {}
@@ -317,7 +316,6 @@ def http2(site: Site, plan: Plan, results: Results) -> None:
     results.add("HTTP/2", "us CPU/request", cost)
     results.add("HTTP/2", "requests/s", rate)
     results.compare("HTTP/2 CPU", cost, "l7lb", "haproxy")
-    results.compare("HTTP/2 CPU", cost, "l7lb", "nginx")
 
 
 CASES: dict[str, Callable[[Site, Plan, Results], None]] = {

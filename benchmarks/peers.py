@@ -67,10 +67,8 @@ def servers(folder: Path, cores: Cores) -> tuple[Site, Group]:
     return Site(folder, cores, ports), group
 
 
-def haproxy(site: Site, name: str = "haproxy", options: str = "", headers: str = "", bind: str = "") -> Group:
-    """HAProxy with one thread; ``options`` are further lines of its defaults, ``headers`` of its frontend, ``bind``
-    words of its listener.
-    """
+def haproxy(site: Site, name: str = "haproxy", options: str = "", headers: str = "") -> Group:
+    """HAProxy with one thread; ``options`` are further lines of its defaults, ``headers`` of its frontend."""
     port = free_port()
     lines = "\n".join(
         f"    server web{number} 127.0.0.1:{server} cookie web{number}" for number, server in enumerate(site.servers)
@@ -90,7 +88,7 @@ defaults
     option forwardfor
     {options}
 frontend web
-    bind 127.0.0.1:{port} backlog 4096 {bind}
+    bind 127.0.0.1:{port} backlog 4096
     acl host_static hdr(host) -i static.example.com
     acl host_org hdr_end(host) -i .example.org
     acl path_api path_beg /api/
@@ -134,10 +132,8 @@ NGINX_HEADERS = """
 """
 
 
-def nginx(site: Site, name: str = "nginx", headers: str = "", listen: str = "") -> Group:
-    """nginx with one worker, as a proxy; ``headers`` are further lines of its http block, ``listen`` words of its
-    listener.
-    """
+def nginx(site: Site, name: str = "nginx", headers: str = "") -> Group:
+    """nginx with one worker, as a proxy; ``headers`` are further lines of its http block."""
     port = free_port()
     every = "\n".join(f"        server 127.0.0.1:{server};" for server in site.servers)
     single = "\n".join(
@@ -165,7 +161,7 @@ def nginx(site: Site, name: str = "nginx", headers: str = "", listen: str = "") 
     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     {headers}
     server {{
-        listen 127.0.0.1:{port} backlog=4096 {listen};
+        listen 127.0.0.1:{port} backlog=4096;
         server_name static.example.com;
         location / {{ proxy_pass http://static; }}
     }}
