@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from h2.connection import H2Connection
-from http2_bench import GET, OK, POST, Bench
+from http2_bench import CLIENT, GET, OK, POST, Bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -290,14 +290,14 @@ def test_a_reset_reaches_the_server_and_the_record() -> None:
 
 def test_a_connection_that_is_lost_ends_its_streams() -> None:
     talk = bench().request(GET, 1).request(GET, 3).assign(1)
-    talk.run(talk.machine.ended(0, talk.now, True))
+    talk.run(talk.machine.ended(CLIENT, talk.now, True))
     assert talk.records == ["1: 499 client-closed@response-header", "3: 499 client-closed@queue"]
     assert talk.closed
 
 
 def test_a_half_closed_client_gets_its_answers() -> None:
     talk = bench().request(GET).assign()
-    talk.run(talk.machine.ended(0, talk.now, False))
+    talk.run(talk.machine.ended(CLIENT, talk.now, False))
     assert not talk.closed
     talk.answer(OK)
     assert talk.records == ["1: 200 ok"]
