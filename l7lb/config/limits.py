@@ -105,6 +105,8 @@ def check_limits(limits: Iterable[Limit] | None, countable: Countable, protocol:
     """Report what can't work in the limits of one place."""
     seen: dict[str, Limit] = {}
     for limit in limits or ():
+        if not limit.key.given:
+            continue  # what is wrong with the key has been said
         limit.check_known(reading, countable, protocol)
         name = limit.compiled("", countable).name
         first = seen.setdefault(name, limit)

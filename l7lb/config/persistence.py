@@ -174,6 +174,9 @@ def check_order(keys: list[Key], place: Path, reading: Reading) -> None:
     """Report what can't work in a pool's keys, in the order in which they are tried."""
     if sum(isinstance(key, CookieKey) for key in keys) > 1:
         reading.problem(place, "l7lb sets one cookie for a pool: keep one cookie key")
+    for kind, name in ((TlsSessionKey, "tls_session"), (SourceKey, "source")):
+        if sum(isinstance(key, kind) for key in keys) > 1:
+            reading.problem(place, f"{name} is given twice: what the first one doesn't know the second doesn't either")
     for key in keys[:-1]:
         if isinstance(key, SourceKey):
             reading.warning(

@@ -44,9 +44,13 @@ class HashOn(Shorthand):
             raise wrong(choice("the fact", word, PLAIN_FACTS + NAMED_FACTS))
         return word
 
+    @property
+    def given(self) -> list[str]:
+        """The facts that it names; valid are those that have one."""
+        return [self.word] if self.word else [name for name in NAMED_FACTS if getattr(self, name) is not None]
+
     def check(self, reading: Reading) -> None:
-        given = [name for name in NAMED_FACTS if getattr(self, name) is not None]
-        if len(given) > 1 or (not given and self.silent):
+        if len(self.given) > 1 or (not self.given and self.silent):
             self.complain(reading, "must name one fact, such as {header: x-user}")
 
     def compiled(self) -> snapshot.FactName:

@@ -40,7 +40,8 @@ class Files(Section):
             found = read_pair(files["cert"], files["key"], files.get("ocsp", ""))
         except Unusable as error:
             where = next((name for name, path in files.items() if path == error.file), "cert")
-            self.complain(reading, f"{os.path.basename(error.file)}: {error}", where)
+            written = {"cert": self.cert, "key": self.key, "ocsp": ocsp_file}[where]
+            self.complain(reading, _about(reading, written, error), where)
             return
         self._pair = found.pair
         for doubt in found.doubts:
@@ -185,11 +186,17 @@ class ToServer(Section):
         )
 
 
+def _about(reading: Reading, written: str, error: Unusable) -> str:
+    """What is wrong with a file, by its path as written, and in whole where that is relative and nothing is there."""
+    missing = f" ({error.file})" if not os.path.isabs(written) and not os.path.lexists(error.file) else ""
+    return f"{written}: {error}{missing}"
+
+
 def _read_ca(section: Section, file: str, key: str, reading: Reading) -> bytes:
     try:
         content, doubts = read_ca(str(reading.base / file))
     except Unusable as error:
-        section.complain(reading, f"{os.path.basename(error.file)}: {error}", key)
+        section.complain(reading, _about(reading, file, error), key)
         return b""
     for doubt in doubts:
         reading.warning((*section.place, key), doubt)

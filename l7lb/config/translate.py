@@ -24,7 +24,8 @@ def _literal(value: Any, expected: str) -> str:
     words = _EXPECTED.findall(expected)
     if isinstance(value, str):
         return choice("", value, words)
-    return f"must be one of {', '.join(words)}, not {describe(value)}"
+    hint = f': write it in quotes, "{value}"' if str(value) in words else ""
+    return f"must be one of {', '.join(words)}, not {describe(value)}{hint}"
 
 
 _TYPES = {

@@ -147,6 +147,9 @@ HTTP = [
     ("limit: {key: source, rate: 1/s, burst: ▸0}", "the number 0 is too small: at least 1"),
     ("limit: ▸{rate: 1/s}", '"key" is missing: what is limited'),
     ("limit: {key: ▸sauce, rate: 1/s}", 'the fact "sauce" is not known; did you mean "source"?'),
+    ("limit: {key: {▸headers: a}, rate: 1/s}", '"headers" is not known here; did you mean "header"?'),
+    ("limit: {key: ▸{}, rate: 1/s}", "must name one fact, such as {header: x-user}"),
+    ("limit: {key: ▸{header: null}, rate: 1/s}", "must name one fact"),
     ("limit: {key: ▸header, rate: 1/s}", "which header? write {header: its name}"),
     ("limit: {key: ▸sni, rate: 1/s}", "the sni is not known of http requests: source, host, path"),
     (
@@ -200,6 +203,9 @@ HTTP = [
     ("tls: ▸{}", '"certificates" is missing: '),
     ("tls: {certificates: ▸[]}", "is empty"),
     ("tls: {certificates: [{cert: ▸none.pem, key: none.key}]}", "none.pem: there is no such file"),
+    ("tls: {certificates: [{cert: ▸sub/none.pem, key: none.key}]}", "sub/none.pem: there is no such file (/"),
+    ("tls: {certificates: [{cert: ▸/no/none.pem, key: none.key}]}", "/no/none.pem: there is no such file"),
+    ("tls: {min_version: ▸1.2, certificates: [{cert: ▸a, key: b}]}", 'write it in quotes, "1.2"'),
     ("tls: {certificates: [▸{cert: none.pem, ocsp: none.der}]}", '"key" is missing'),
     ("tls: {certificates: [{cert: ▸none.pem, key: none.key}], min_version: '1.2', max_version: '1.3'}", "no such file"),
     ("tls: {certificates: [{cert: ▸none.pem, key: none.key}], alpn: [http/1.1]}", "none.pem: there is no such file"),
@@ -395,6 +401,7 @@ POOLS = [
     ("persistence: ▸tls_session", "http, the protocol of this pool, shows no tls_session: use source"),
     ("balance: ▸{hash: sni}", "http, the protocol of this pool, shows no sni: hash something else, such as source"),
     ("persistence: ▸[]", "is empty: give at least one"),
+    ("persistence: ▸[{header: {name: a}}, source, source]", "source is given twice"),
     ("persistence: {cookie: {name: a}, source: ▸{}}", "source and cookie are two keys: write a list of them"),
     ("persistence: {cookie: ▸{}}", '"name" is missing: the cookie\'s name'),
     (
@@ -473,7 +480,7 @@ def test_pools(case: tuple[str, ...]) -> None:
 
 SERVERS = [
     ("{name: a, address: 'a:1', tls: ▸true}", "must be a mapping, not true; its keys: ca, server_name, verify"),
-    ("{name: a, address: 'a:1', tls: {ca: ▸none.pem}}", "none.pem: there is no such file"),
+    ("{name: a, address: 'a:1', tls: {ca: ▸sub/none.pem}}", "sub/none.pem: there is no such file (/"),
     ("{name: a, address: 'a:1', tls: {server_name: ▸'a b'}}", '"a b" is not a host name'),
     ("{name: a, address: 'a:1', tls: {verify: ▸'no'}}", 'must be true or false, not "no"'),
     ("{name: a, address: 'a:1', tls: {certificate: ▸{cert: a}}}", '"key" is missing'),
