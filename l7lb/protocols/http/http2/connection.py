@@ -293,6 +293,8 @@ class Http2Machine(Multiplexer):
             stream = self._streams.get(event.stream_id)
             if stream is None:
                 return []
+            if stream.remaining > 0:
+                return self._fault(stream, now)  # the body is shorter than its Content-Length
             try:
                 trailers = read_trailers(event.headers or [], self.shared.settings.headers)
             except SyntaxFault:

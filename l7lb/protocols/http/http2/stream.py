@@ -77,7 +77,7 @@ class StreamMachine(HttpMachine):
 
     def begin(self, request: Request, size: int, now: float) -> list[Action]:
         """The request's head is complete."""
-        if request.length > 0:
+        if request.length >= 0 and not self.ended_by_client:
             self.remaining = request.length
         return self._begin(request, size, now)
 

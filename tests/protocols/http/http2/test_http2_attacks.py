@@ -249,6 +249,34 @@ def test_a_body_that_differs_from_its_length_resets_its_stream(pieces: list[byte
     assert list(talk.lanes) == [1]
 
 
+@pytest.mark.parametrize(("length", "piece"), [(b"0", b"abc"), (b"2", b"abc")])
+def test_a_body_where_none_or_less_was_announced_resets_its_stream(length: bytes, piece: bytes) -> None:
+    talk = Bench().connect().request(GET, 1).request([*POST, (b"content-length", length)], 3, end=False).assign(3)
+    talk.client.streams[3]._expected_content_length = None
+    talk.client.send_data(3, piece, end_stream=True)
+    talk.flush()
+    assert "3 reset 1" in talk.seen()
+    assert not talk.closed
+    assert list(talk.lanes) == [1]
+
+
+def test_trailers_behind_a_body_that_is_shorter_than_its_length_reset_its_stream() -> None:
+    talk = Bench().connect().request(GET, 1).request([*POST, (b"content-length", b"4")], 3, end=False).assign(3)
+    talk.client.send_data(3, b"abc")
+    talk.client.send_headers(3, [(b"x-sum", b"1")], end_stream=True)
+    talk.flush()
+    assert "3 reset 1" in talk.seen()
+    assert talk.records == ["3: 400 client-protocol@request-body"]
+    assert list(talk.lanes) == [1]
+
+
+def test_trailers_behind_an_announced_body_of_nothing_are_no_fault() -> None:
+    talk = Bench().connect().request([*POST, (b"content-length", b"0")], end=False).assign()
+    talk.client.send_headers(1, [(b"x-sum", b"1")], end_stream=True)
+    talk.flush().answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert talk.records == ["1: 200 ok"]
+
+
 def test_trailers_are_judged_too() -> None:
     talk = Bench().connect().request(POST, end=False).assign()
     talk.client.send_headers(1, [(b"Upper", b"x")], end_stream=True)
