@@ -19,6 +19,8 @@ from typing import Any, Final
 
 SET_TICKET_KEYS: Final = 59  # SSL_CTRL_SET_TLSEXT_TICKET_KEYS
 GET_TICKET_KEYS: Final = 58
+CLEAR_MODE: Final = 78  # SSL_CTRL_CLEAR_MODE
+AUTO_RETRY: Final = 4  # SSL_MODE_AUTO_RETRY
 SET_SESSION_CACHE: Final = 44  # SSL_CTRL_SET_SESS_CACHE_MODE
 SET_GROUPS: Final = 92  # SSL_CTRL_SET_GROUPS_LIST
 SET_STATUS_CALLBACK: Final = 63  # SSL_CTRL_SET_TLSEXT_STATUS_REQ_CB
@@ -109,6 +111,16 @@ def staple(context: ssl.SSLContext, responses: dict[int, bytes]) -> object:
     callback = StatusCallback(answer)
     _library.SSL_CTX_callback_ctrl(_context_pointer(context), SET_STATUS_CALLBACK, callback)
     return callback
+
+
+def read_by_record(connection: Any) -> None:
+    """Have a read end behind each record, also one that holds no data.
+
+    Otherwise, as the ssl module sets it, a read goes on until there is data. Who sends KeyUpdate (RFC 8446 section
+    4.6.3) faster than it is answered would keep the whole process in one read, for as long as he likes.
+    """
+    if available():
+        _library.SSL_ctrl(_connection_pointer(connection), CLEAR_MODE, AUTO_RETRY, None)
 
 
 def closer(connection: Any) -> Callable[[], int] | None:

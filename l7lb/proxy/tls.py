@@ -79,6 +79,8 @@ class Tls:
 
     def _take(self, inner: Any) -> None:
         self.inner = inner
+        if not isinstance(inner, ssl.SSLSocket):
+            openssl.read_by_record(inner)
         self._read = inner.read
         self._write = inner.write
 

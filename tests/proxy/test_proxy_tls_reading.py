@@ -1,0 +1,60 @@
+"""What one read through TLS may cost."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import ssl
+
+import pytest
+from tls_scene import client_context, issued
+
+from l7lb.proxy import openssl
+from l7lb.proxy.tls import DONE, Tls, wrap
+
+UPDATES = 50
+
+
+@pytest.mark.skipif(not openssl.available(), reason="OpenSSL's own functions can't be reached in this Python")
+def test_a_read_ends_behind_a_record_that_holds_no_data() -> None:
+    """Else one client that changes its keys without end keeps the process in one read, and all others waiting."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        issued("example.com").configure_cert(context)
+        server = Tls()
+        server._take(wrap(context, ours, server, server_side=True))
+        client = wrap(client_context(version="1.3"), theirs, Tls(), server_hostname="example.com")
+        shake(server, client)
+        change_keys(client, UPDATES)
+        client.write(b"at last")
+
+        read = [server.receive(100) for _ in range(UPDATES + 1)]
+
+        assert read == [None] * UPDATES + [b"at last"]
+        client.write(b"and more")
+        assert server.receive(100) == b"and more"
+
+
+def shake(server: Tls, client: ssl.SSLObject) -> None:
+    waiting = True
+    while waiting:
+        try:
+            client.do_handshake()
+            waiting = False
+        except ssl.SSLWantReadError:
+            waiting = True
+        waiting = server.shake() != DONE or waiting
+
+
+def change_keys(client: ssl.SSLObject, times: int) -> None:
+    """Send so many KeyUpdate records that ask for none in return."""
+    import _ssl
+
+    library = ctypes.CDLL(_ssl.__file__)
+    pointer = ctypes.c_void_p(openssl._connection_pointer(client))
+    for _ in range(times):
+        assert library.SSL_key_update(pointer, 0) == 1
+        assert library.SSL_do_handshake(pointer) == 1
