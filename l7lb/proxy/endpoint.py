@@ -130,7 +130,9 @@ class Endpoint:
         if tls.read_blocked or tls.write_blocked:
             tls.write_blocked = False
             self.write_more(True)  # to be called when there is room, and to go on where it stopped
-        elif data and len(data) == limit:
+        elif data is None:
+            self.look_for_reset()  # behind a record without data, or a part of one
+        elif len(data) == limit:
             self.look_again()
         return data
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import socket
 import ssl
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tls_scene import client_context, issued
+from proxy_scene import quiet
+from tls_scene import client_context, dial, issued, tls_config
 
 from l7lb.proxy import openssl
 from l7lb.proxy.tls import DONE, Tls, wrap
+from l7lb.testing import Node
 
+Run = Callable[[Coroutine[Any, Any, None]], None]
 UPDATES = 50
 
 
@@ -36,6 +43,20 @@ def test_a_read_ends_behind_a_record_that_holds_no_data() -> None:
         assert read == [None] * UPDATES + [b"at last"]
         client.write(b"and more")
         assert server.receive(100) == b"and more"
+
+
+@pytest.mark.skipif(not openssl.available(), reason="OpenSSL's own functions can't be reached in this Python")
+def test_a_reset_behind_records_that_hold_no_data_is_noticed_at_once(run: Run, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Node(tls_config(tmp_path)) as node:
+            client = await dial(node, context=client_context(version="1.3"))
+            change_keys(client.tls._sslobj, UPDATES)
+            await client.send(b"")
+            client.wire.reset()
+            async with asyncio.timeout(2):
+                await quiet(node)
+
+    run(scene())
 
 
 def shake(server: Tls, client: ssl.SSLObject) -> None:
