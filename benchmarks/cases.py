@@ -76,7 +76,7 @@ def latency(site: Site, plan: Plan, results: Results) -> None:
         for _ in range(min(3, plan.rounds)):
             for group in groups:
                 headers = (f"Cookie: {load.sticky_cookie(group.port)}",)
-                found = load.wrk(group.port, site.cores.load, plan.seconds, 20, headers=headers).rate
+                found = load.wrk(group.port, site.cores.load, plan.seconds, 20, headers=headers, urls=site.urls).rate
                 peaks.setdefault(group.name, []).append(found)
         rates = {name: median(found) / 2 for name, found in peaks.items()}
         for _ in range(plan.rounds):
@@ -162,7 +162,7 @@ def tls_ended(site: Site, plan: Plan, results: Results) -> None:
                     rates[kind].setdefault(group.name, []).append(rate)
         for _ in range(plan.rounds):
             for group in groups:
-                cost, rate = tls.requests(group, core, seconds)
+                cost, rate = tls.requests(group, core, seconds, urls=site.urls)
                 kept.setdefault(group.name, []).append(cost)
                 rates["kept"].setdefault(group.name, []).append(rate)
                 bulk.setdefault(group.name, []).append(tls.bodies(group, core, seconds))
@@ -220,7 +220,7 @@ def workers(site: Site, plan: Plan, results: Results) -> None:
     with _running([one, two]):
         for _ in range(plan.rounds):
             for group in (one, two):
-                done = _checked(group, load.wrk(group.port, cores[-1], plan.seconds, 100))
+                done = _checked(group, load.wrk(group.port, cores[-1], plan.seconds, 100, urls=site.urls))
                 rate.setdefault(group.name, []).append(done.rate)
     results.add("workers", "requests/s", rate)
     results.compare("two workers to one", rate, "l7lb-2", "l7lb-1", 1.8, at_least=True)
@@ -234,7 +234,7 @@ def _small(
     with _running(groups):
         cookies = {group.name: f"Cookie: {load.sticky_cookie(group.port)}" for group in groups}
         for group in groups:  # to warm up
-            load.wrk(group.port, site.cores.load, min(1.0, plan.seconds), connections)
+            load.wrk(group.port, site.cores.load, min(1.0, plan.seconds), connections, urls=site.urls)
         for _ in range(plan.rounds):
             for group in groups:
                 _measure(site, plan, group, (cookies[group.name], *headers), connections, cost, rate)
@@ -245,7 +245,8 @@ def _measure(
     site: Site, plan: Plan, group: Group, headers: tuple[str, ...], connections: int, cost: Values, rate: Values
 ) -> None:
     before = group.cpu()
-    done = _checked(group, load.wrk(group.port, site.cores.load, plan.seconds, connections, headers=headers))
+    done = load.wrk(group.port, site.cores.load, plan.seconds, connections, headers=headers, urls=site.urls)
+    _checked(group, done)
     cost.setdefault(group.name, []).append((group.cpu() - before) / done.requests * 1e6)
     rate.setdefault(group.name, []).append(done.rate)
 

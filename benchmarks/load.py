@@ -54,12 +54,16 @@ def wrk(
     host: str = "www.example.com",
     scheme: str = "http",
     address: str = "127.0.0.1",
+    urls: Path | None = None,
 ) -> Load:
-    """As many requests as go, over so many connections."""
+    """As many requests as go, over so many connections: for one path, or at random for those in a file."""
     options = [word for header in headers for word in ("-H", header)]
     whole = max(1, round(seconds))  # wrk takes no fractions
     words = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--latency", "-H", f"Host: {host}", *options]
-    text = _run(core, whole, [*words, f"{scheme}://{address}:{port}{path}"])
+    words.append(f"{scheme}://{address}:{port}{path}")
+    if urls is not None:
+        words += ["-s", str(Path(__file__).with_name("urls.lua")), "--", str(urls)]
+    text = _run(core, whole, words)
     total = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m)", text)
     if not total:
         raise BenchmarkError(f"wrk failed: {text}")

@@ -11,6 +11,9 @@ X-Forwarded-For, which is all that HAProxy and nginx add here. So small requests
 ``l7lb-plain``, told to send X-Forwarded-For alone, beside the two as they are; and ``l7lb`` as it is beside
 ``haproxy-headers`` and ``nginx-headers``, told to set the same headers. The limits hold for these pairs. l7lb as it is
 beside the two as they are is printed as well, for information.
+
+Small requests ask for 10,000 distinct URLs in random order, all peers for the same ones in the same order, so that
+nobody lives on what it remembers of the last ones: see :mod:`benchmarks.urls`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import urls
 from benchmarks.processes import BenchmarkError, Cores, Group, free_port
 
 SERVERS = 4
@@ -35,6 +39,7 @@ class Site:
     folder: Path
     cores: Cores
     servers: tuple[int, ...]  # ports
+    urls: Path  # a file of those that small requests ask for
 
 
 def find(program: str) -> str:
@@ -64,7 +69,7 @@ def servers(folder: Path, cores: Cores) -> tuple[Site, Group]:
     )
     text = nginx_text(folder / "servers", "sendfile on; tcp_nopush on;", blocks)
     group = Group("servers", nginx_command(folder / "servers", text), cores.servers, folder, ports[0])
-    return Site(folder, cores, ports), group
+    return Site(folder, cores, ports, urls.write(folder)), group
 
 
 def haproxy(site: Site, name: str = "haproxy", options: str = "", headers: str = "") -> Group:

@@ -72,10 +72,12 @@ def started(site: Site, bare: bool, only: frozenset[str]) -> Iterator[list[Secur
         yield groups
 
 
-def requests(group: Group, core: int, seconds: float, path: str = "/", connections: int = 50) -> tuple[float, float]:
+def requests(
+    group: Group, core: int, seconds: float, path: str = "/", connections: int = 50, urls: Path | None = None
+) -> tuple[float, float]:
     """Microseconds of CPU a request over kept connections, and requests a second."""
     before = group.cpu()
-    done = load.wrk(group.port, core, seconds, connections, path=path, scheme="https", address=NAME)
+    done = load.wrk(group.port, core, seconds, connections, path=path, scheme="https", address=NAME, urls=urls)
     if done.errors or not done.requests:
         raise BenchmarkError(f"{group.name}: {done.errors} of {done.requests} requests failed")
     return (group.cpu() - before) / done.requests * 1e6, done.rate
