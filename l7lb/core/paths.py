@@ -10,7 +10,7 @@ SPLIT: Final = re.compile(rb"/+")
 
 def plain_path(path: bytes) -> bytes:
     """A path that begins with a slash, without empty and dot segments; it never climbs above its beginning."""
-    if b"//" not in path and b"/." not in path:
+    if path.find(b"//") < 0 and path.find(b"/.") < 0:
         return path
     segments: list[bytes] = []
     parts = SPLIT.split(path)

@@ -5,16 +5,16 @@ the pair does not prove by itself. Hosts lead to a table of paths: exact ones by
 look-up a label, other globs by trying them. In a table an exact path is one look-up, a glob is found by its literal
 beginning in a sorted list, and what has none is always tried.
 
-Clients ask for the same things. What a host with a path leads to is therefore remembered by the router, within bounds:
-the entries in the rules' order, without those that fail on host or path, up to the first that matches whatever else
-the request says. What is left to check for such a request is its method, headers, cookies, parameters and source.
+Where globs or regular expressions must be tried on a path, what it leads to is remembered by the router, within bounds,
+since clients ask for the same things again: the entries in the rules' order, without those that fail on host or path,
+up to the first that matches whatever else the request says. What is left to check for such a request is its method,
+headers, cookies, parameters and source.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from heapq import merge
 from operator import attrgetter
 from typing import Generic, TypeVar
 
@@ -35,6 +35,7 @@ MAX_HOST = 255  # bytes of a host that is remembered
 MAX_PATH = 255  # bytes of a path that is remembered; less than any regular expression may see
 MAX_CANDIDATES = 64  # entries that are remembered for one host and path
 MAX_KNOWN = 2048  # remembered pairs of host and path
+LAST = 1 << 62  # behind every rule
 MAX_STRANGERS = 2048  # remembered hosts beyond the number of host globs
 Rule = TypeVar("Rule")
 
@@ -132,10 +133,12 @@ class Index(Generic[Rule]):
         self._exact: dict[bytes, PathTable[Rule]] = {}
         self._suffixes: dict[bytes, PathTable[Rule]] = {}
         self._globs: list[tuple[Glob, PathTable[Rule]]] = []
+        self.tries = False  # whether a rule must try globs or regular expressions on a path
         by_host: dict[bytes, tuple[Glob, list[tuple[Glob | None, Entry[Rule]]]]] = {}
         for number, match, rule in rules:
             for host, path, entry in _entries(number, match, rule, exact_case):
                 by_host.setdefault(host.text, (host, []))[1].append((path, entry))
+                self.tries = self.tries or bool(entry.fixed)
         self._any = PathTable(by_host.pop(b"*", (ANY, []))[1])
         for text, (glob, entries) in by_host.items():
             if glob.literal:
@@ -179,11 +182,6 @@ class Index(Generic[Rule]):
                 self._tables.clear()
             self._tables[host] = tables
         return tables
-
-
-def merged(found: Sequence[Entries[Rule]]) -> Iterable[Entry[Rule]]:
-    """The entries of several lists in the rules' order, no further than they are asked for."""
-    return found[0] if len(found) == 1 else merge(*found, key=NUMBER)
 
 
 ANY = Glob(b"*")

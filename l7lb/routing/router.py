@@ -14,7 +14,7 @@ from l7lb.core.facts import Facts
 from l7lb.core.snapshot import Listener, Redirect, Route, ToPool, ToSplit
 from l7lb.routing.explain import explain_action, explain_route, explain_too_long
 from l7lb.routing.globs import Glob, path_glob
-from l7lb.routing.index import MAX_CANDIDATES, MAX_HOST, MAX_KNOWN, MAX_PATH, NUMBER, Entry, Index, merged
+from l7lb.routing.index import LAST, MAX_CANDIDATES, MAX_HOST, MAX_KNOWN, MAX_PATH, NUMBER, Entry, Index
 from l7lb.routing.matchers import PathTooLong
 from l7lb.routing.regex import Regex
 
@@ -95,13 +95,17 @@ class Router:
         self._index: Index[CompiledRule] = Index(rules, listener.exact_case)
         self._memory: dict[tuple[bytes, bytes], list[Entry[CompiledRule]] | Choice] = {}
         self._get = self._memory.get
+        # Where host and the path's beginning decide, to find a rule anew costs no more than to remember it.
+        self._remembers = self._index.tries
 
     def route(self, facts: Facts) -> Choice | None:
         """The first rule that matches; None where none does."""
+        path = facts.path if self._exact_case else facts.path.lower()
+        if not self._remembers:
+            return self._search(facts, path)
         known = self._get((facts.host, facts.path))
         if isinstance(known, Choice):
             return known
-        path = facts.path if self._exact_case else facts.path.lower()
         if known is None:
             known = self._look_up(facts, path)
             if known is None:
@@ -143,18 +147,27 @@ class Router:
         return entries
 
     def _search(self, facts: Facts, path: bytes) -> Choice | None:
-        """The first match without memory: all candidates in order, as far as needed."""
-        try:
-            for entry in merged(self._index.find(facts.host, path)):
-                for check in entry.every:
-                    if not check(facts, path):
+        """The first match without memory: that of each list, and of these the rule that stands first."""
+        number = LAST
+        rule: CompiledRule | None = None
+        for entries in self._index.find(facts.host, path):
+            for entry in entries:
+                if entry.number >= number:
+                    break
+                try:
+                    for check in entry.every:
+                        if not check(facts, path):
+                            break
+                    else:
+                        number, rule = entry.number, entry.rule
                         break
-                else:
-                    return entry.rule.ready or entry.rule.choice(facts, path, self._chance)
-        except PathTooLong:
-            # Neither this rule nor one behind it may be taken: see regex.py.
-            pass
-        return None
+                except PathTooLong:
+                    # Neither this rule nor one behind it may be taken: see regex.py.
+                    number, rule = entry.number, None
+                    break
+        if rule is None:
+            return None
+        return rule.ready or rule.choice(facts, path, self._chance)
 
     def explain(self, facts: Facts) -> list[Explanation]:
         """Each rule up to the one that matches: whether it does, and why or why not."""

@@ -25,8 +25,6 @@ OPTIONS: Final = frozenset([b"keep-alive", b"close", b"upgrade"])  # of Connecti
 MAX_LOOPS: Final = 10
 MAX_HOP_DIGITS: Final = 9
 MAX_STARTS: Final = 256
-MAX_LINES: Final = 4096
-MAX_LINE_BYTES: Final = 256
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
@@ -99,13 +97,7 @@ def read_request(head: bytes, fields: int) -> Request:
     if len(lines) > fields + 1:
         raise SyntaxFault(431, "too many header fields")
     request = Request()
-    start = _lines.get(lines[0])
-    if start is None:
-        start = _request_line(lines[0])
-    request.method = start.method
-    request.version = start.version
-    request.path = start.path
-    request.query = start.query
+    authority = _start(request, lines[0])
     kept = request.lines
     names = request.names
     length = b""
@@ -146,8 +138,8 @@ def read_request(head: bytes, fields: int) -> Request:
         request.host, request.port = normal_host(request.host_field)
         if not request.host:
             raise SyntaxFault(400, "the host is malformed")
-    if start.authority is not None:
-        _settle_authority(request, start, hosts)
+    if authority is not None:
+        _settle_authority(request, authority, 443 if lines[0].lower().find(b" https://") >= 0 else 80, hosts)
     if coding:
         if length:
             raise SyntaxFault(400, "Content-Length beside Transfer-Encoding")
@@ -159,26 +151,8 @@ def read_request(head: bytes, fields: int) -> Request:
     return request
 
 
-@mypyc_attr(acyclic=True)
-class RequestLine:
-    """A request line that has been read. ``authority`` is an absolute target's; ``port`` its scheme's own."""
-
-    __slots__ = ("authority", "method", "path", "port", "query", "version")
-
-    def __init__(self, method: bytes, target: bytes, version: int) -> None:
-        self.method = method
-        self.version = version
-        self.path, self.query, self.authority = split_target(method, target)
-        self.port = 443 if target[:6].lower() == b"https:" else 80
-
-
-_lines: Final[dict[bytes, RequestLine]] = {}
-
-
-def _request_line(line: bytes) -> RequestLine:
-    """A request line in parsed form; raises SyntaxFault. Clients ask for many things again and again, so those that
-    were read last are remembered, as header lines are.
-    """
+def _start(request: Request, line: bytes) -> bytes | None:
+    """Read a request line into the request; returns the authority of an absolute target. Raises SyntaxFault."""
     parts = line.split(b" ")
     if len(parts) != 3:
         raise SyntaxFault(400, "the request line is malformed")
@@ -192,19 +166,15 @@ def _request_line(line: bytes) -> RequestLine:
         raise SyntaxFault(400, "the request line is malformed")
     if method == b"CONNECT":
         raise SyntaxFault(501, "CONNECT is not known here")
-    read = RequestLine(method, target, known)
-    if len(line) <= MAX_LINE_BYTES:
-        if len(_lines) >= MAX_LINES:
-            _lines.clear()
-        _lines[line] = read
-    return read
+    request.method = method
+    request.version = known
+    request.path, request.query, authority = split_target(method, target)
+    return authority
 
 
-def _settle_authority(request: Request, start: RequestLine, hosts: int) -> None:
-    authority = start.authority
-    assert authority is not None
+def _settle_authority(request: Request, authority: bytes, default: int, hosts: int) -> None:
+    """The host of an absolute target, whose scheme has this port; it must be the one that Host names, if any."""
     named = normal_host(authority)
-    default = start.port
     if hosts and (named[0] != request.host or (named[1] or default) != (request.port or default)):
         raise SyntaxFault(400, "Host differs from the request target")
     if not named[0]:

@@ -6,12 +6,9 @@ import pytest
 
 from l7lb.protocols.http.message import (
     CHUNKED,
-    MAX_LINE_BYTES,
-    MAX_LINES,
     UNTIL_CLOSE,
     Request,
     Response,
-    _lines,
     read_request,
     read_response,
 )
@@ -282,18 +279,17 @@ def test_an_answers_connection_names_what_ends_here() -> None:
     assert response("Connection: x-a, close", "X-A: 1", "X-B: 2", "Content-Length: 0").names == [b"x-b"]
 
 
-def test_remembered_request_lines_have_a_bound() -> None:
-    for number in range(MAX_LINES + 10):
-        read_request(b"GET /%d HTTP/1.1\r\nHost: a" % number, 10)
-    assert 0 < len(_lines) <= MAX_LINES
-    kept = len(_lines)
-    read_request(b"GET /%b HTTP/1.1\r\nHost: a" % (b"x" * MAX_LINE_BYTES), 10)
-    assert len(_lines) == kept
-
-
-def test_a_remembered_request_line_is_judged_with_each_head() -> None:
+def test_an_absolute_target_is_judged_with_each_head() -> None:
     line = b"GET http://a/remembered HTTP/1.1\r\n"
     assert read_request(line + b"Host: a", 10).path == b"/remembered"
     with pytest.raises(SyntaxFault):
         read_request(line + b"Host: b", 10)
     assert read_request(line + b"Host: a:80", 10).host_field == b"a:80"
+
+
+def test_the_port_of_an_absolute_target_is_its_schemes() -> None:
+    assert read_request(b"GET HTTPS://a/ HTTP/1.1\r\nHost: a:443", 10).host == b"a"
+    with pytest.raises(SyntaxFault):
+        read_request(b"GET https://a/ HTTP/1.1\r\nHost: a:80", 10)
+    with pytest.raises(SyntaxFault):
+        read_request(b"GET http://a/?https:// HTTP/1.1\r\nHost: a:443", 10)
