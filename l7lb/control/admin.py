@@ -34,7 +34,7 @@ import structlog
 from aiohttp import web
 
 from l7lb.config.addresses import parse_server, resolve
-from l7lb.control.explaining import Question, explain
+from l7lb.control.explaining import Question, explain_rules, explain_server
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.operator import Operator, Refused
@@ -207,7 +207,11 @@ class AdminServer:
 
     async def _explain(self, request: web.Request) -> web.Response:
         question = await body(request, Question)
-        return answer(explain(self._node.effective(), question, self._node))
+        explained, pool, facts = explain_rules(self._node.effective(), question)
+        if pool is not None:
+            stickiness = await self._sticky.stickiness(pool, facts)
+            explain_server(explained, pool, facts, stickiness, self._node)
+        return answer(explained)
 
 
 def new_server(asked: NewServer, base: Path) -> Server:

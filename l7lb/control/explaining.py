@@ -14,9 +14,10 @@ import msgspec
 from l7lb.config.limits import describe_limit
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
-from l7lb.core.contracts import Choice, Explanation
+from l7lb.core.contracts import Choice, Explanation, Stickiness
 from l7lb.core.errors import Failure, L7lbError, UnknownName
 from l7lb.core.facts import Facts
+from l7lb.core.keys import address_key
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Listener, Pool, Redirect, Respond, Snapshot
 from l7lb.persistence import Tables, make_stickiness
@@ -27,6 +28,7 @@ from l7lb.routing.explain import explain_pool
 from l7lb.routing.templates import compile_template
 
 HEADERS = 100
+UNIX = "unix:"  # the source of clients of a Unix socket
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,7 +63,18 @@ class Explained(msgspec.Struct):
 
 
 def explain(snapshot: Snapshot, question: Question, node: NodeState | None = None) -> Explained:
-    """Explain one request. Raises UnknownName, or L7lbError where the request itself would be refused."""
+    """Explain one request. Raises UnknownName, or L7lbError where the request itself would be refused.
+
+    The sticky tables are those of the node's processes, and not asked here: an admin does it between the two steps.
+    """
+    explained, pool, facts = explain_rules(snapshot, question)
+    if pool is not None:
+        explain_server(explained, pool, facts, make_stickiness(pool, Tables(snapshot.tables)), node)
+    return explained
+
+
+def explain_rules(snapshot: Snapshot, question: Question) -> tuple[Explained, Pool | None, Facts]:
+    """What the rules say, with the pool that they lead to, if any, and the facts. Raises as :func:`explain`."""
     listener = choose_listener(snapshot, question.protocol, question.listener)
     facts = facts_of(listener, question)
     router = Router(listener)
@@ -75,21 +88,26 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     )
     explained.limits = limits_of(listener, choice, facts)
     if choice is None:
-        return explained
+        return explained, None, facts
     if choice.pool is None:
         explained.outcome = _answer_text(choice, facts)
-        return explained
-    pool = next(pool for pool in snapshot.pools if pool.name == choice.pool)
+        return explained, None, facts
+    return explained, next(pool for pool in snapshot.pools if pool.name == choice.pool), facts
+
+
+def explain_server(
+    explained: Explained, pool: Pool, facts: Facts, stickiness: Stickiness | None, node: NodeState | None
+) -> None:
+    """Add which server of the pool it is, and why."""
     explained.pool = pool.name
-    server, explained.why, explained.servers = choose_server(pool, facts, snapshot, node)
+    server, explained.why, explained.servers = choose_server(pool, facts, stickiness, node)
     explained.outcome = f"to pool {pool.name}"
     if server is None:
-        refusal = _refusal(question.protocol, facts, Failure.NO_SERVER)
+        refusal = _refusal(facts.protocol, facts, Failure.NO_SERVER)
         explained.outcome += f", which has no server for it: {refusal}"
     else:
         explained.server, explained.address = server.name, str(server.config.address)
         explained.outcome += f", server {server.name} at {explained.address}"
-    return explained
 
 
 def limits_of(listener: Listener, choice: Choice | None, facts: Facts) -> list[str]:
@@ -118,6 +136,8 @@ def choose_listener(snapshot: Snapshot, protocol: str, name: str) -> Listener:
 
 def facts_of(listener: Listener, question: Question) -> Facts:
     """The facts that the proxy would have. Raises L7lbError."""
+    if question.source not in ("", UNIX) and address_key(question.source, 32, 128) is None:
+        raise L7lbError(f"{question.source} is not an address")
     if question.protocol == "tcp":
         return Facts("tcp", listener.name, question.source)
     if question.protocol == "tls-passthrough":
@@ -167,15 +187,14 @@ def _refusal(protocol: str, facts: Facts, failure: Failure) -> str:
 
 
 def choose_server(
-    pool: Pool, facts: Facts, snapshot: Snapshot, node: NodeState | None
+    pool: Pool, facts: Facts, stickiness: Stickiness | None, node: NodeState | None
 ) -> tuple[ServerState | None, str, list[str]]:
     """The server that this request would get now, why, and a line on each of the pool's servers."""
     state = pool_state(pool, node)
     now = time.monotonic()
     explanation = explain_pool(state, facts, now)
     chosen = make_balancer(state, 0).choose(facts, now)
-    found = make_stickiness(pool, Tables(snapshot.tables))
-    sticky = found.find(facts, now) if found is not None else None
+    sticky = stickiness.find(facts, now) if stickiness is not None else None
     why = explanation.why
     if sticky is not None:
         name, kind = sticky

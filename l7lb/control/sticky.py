@@ -17,17 +17,22 @@ from l7lb.control.effective import limits_of_listener
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Refused
+from l7lb.core.contracts import Stickiness
 from l7lb.core.errors import UnknownName
+from l7lb.core.facts import Facts
 from l7lb.core.keys import address_key, digest, session_digest, show_address
 from l7lb.core.snapshot import HeaderKey, InsertedCookie, LearnedCookie, PersistenceKey, Pool, SourceKey
 from l7lb.core.unixpath import short_path
+from l7lb.persistence import Tables, make_stickiness
 from l7lb.persistence.exchange import receive
 from l7lb.persistence.messages import LIMIT, PROTOCOL, Ask, BadMessage, Told, frame, from_state
+from l7lb.persistence.pins import write_pin
 from l7lb.persistence.setcookie import unquoted
 
 PATIENCE = 10.0  # seconds for an answer
 ENTRY = 190  # bytes of an entry in a process that users come to and leave (benchmarks/sticky.py)
 DIGEST = "digest:"
+KEYS = 8  # values of one client that are looked up
 LONGEST = 3650 * 86_400.0  # seconds of a pin
 
 
@@ -163,6 +168,24 @@ class StickyTables:
         how_long = f"for {seconds:.0f} s" if seconds else "until it is deleted"
         return f"{key} is pinned to {pool.name}/{server} in {name} {how_long}{_late(told)}"
 
+    async def stickiness(self, pool: Pool, facts: Facts) -> Stickiness | None:
+        """The pool's stickiness, with all that the node's tables know of these facts. Raises Refused."""
+        tables = Tables(self._node.effective().tables)
+        found = make_stickiness(pool, tables)
+        now = time.monotonic()
+        for name, config in tables_of(pool):
+            table = tables.get(name)
+            if table is None or table.pins is None:
+                continue
+            for key in keys_of(config, facts):
+                told = await self._exchange_within(Ask(PROTOCOL, "find", name, key, limit=KEYS))
+                for row in told.entries:
+                    if row.pinned:
+                        table.pins.put(row.key, write_pin(row.server, row.until), now)
+                    else:
+                        table.put(row.key, row.server, now)
+        return found
+
     # --- names ----------------------------------------------------------------------------------------------------
 
     def _pool(self, table: str) -> Pool:
@@ -202,14 +225,18 @@ class StickyTables:
 
     async def _ask(self, ask: Ask) -> Told:
         """Raises Refused where it doesn't answer, or with the problem that it has."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                told = await self._exchange(ask)
-        except (OSError, EOFError, TimeoutError, BadMessage, msgspec.MsgspecError) as error:
-            raise Refused(f"the state process does not answer: {str(error) or type(error).__name__}") from None
+        told = await self._exchange_within(ask)
         if told.problem:
             raise Refused(told.problem)
         return told
+
+    async def _exchange_within(self, ask: Ask) -> Told:
+        """The answer, which may be a problem. Raises Refused where there is none."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._exchange(ask)
+        except (OSError, EOFError, TimeoutError, BadMessage, msgspec.MsgspecError) as error:
+            raise Refused(f"the state process does not answer: {str(error) or type(error).__name__}") from None
 
     async def _exchange(self, ask: Ask) -> Told:
         with short_path(self._path) as path:
@@ -240,6 +267,19 @@ def tables_of(pool: Pool) -> list[tuple[str, PersistenceKey]]:
             case _:
                 found.append((f"{pool.name}/tls_session", key))
     return found
+
+
+def keys_of(config: PersistenceKey, facts: Facts) -> list[bytes]:
+    """What a client with these facts may be known by in a table."""
+    match config:
+        case SourceKey():
+            key = address_key(facts.source, config.prefix4, config.prefix6)
+            return [key] if key is not None else []
+        case LearnedCookie():
+            return [digest(unquoted(value)) for value in facts.cookie(config.name.encode())[:KEYS]]
+        case HeaderKey():
+            return [digest(value) for value in facts.header(config.name.lower().encode())[:1] if value]
+    return [session_digest(value) for value in facts.tls_sessions()[:KEYS]]
 
 
 def show_key(config: PersistenceKey, key: bytes) -> str:

@@ -252,7 +252,10 @@ class StateProcess:
                 self.workers.add(worker)
                 await together(self._read(reader, worker), self._write(worker))
         except EOFError:
-            pass
+            if worker is None and os.getppid() != self._parent:
+                # Our keeper is gone, and the state process of the next one has found the socket taken.
+                log.warning("another node has begun here: ending")
+                self.ending.set()
         except TimeoutError:
             log.warning("a worker does not read or write: disconnected, it will be taught anew")
         except (BadMessage, msgspec.MsgspecError) as error:

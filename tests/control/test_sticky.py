@@ -306,3 +306,27 @@ async def test_tables_are_in_the_metrics(scene: Scene) -> None:
 
 async def test_what_is_listed_is_json(scene: Scene) -> None:
     assert json.dumps(await scene.get("tables"))
+
+
+async def test_explain_knows_the_tables_and_the_pins(scene: Scene) -> None:
+    async def explained(source: str, *headers: list[str]) -> tuple[str, str]:
+        asked = {"protocol": "http", "url": "http://example.org/", "source": source, "headers": list(headers)}
+        answer = await asyncio.to_thread(scene.client.post, "explain", **asked)
+        return answer["server"], answer["why"]
+
+    one, other = scene.workers
+    one.use(Request("10.0.1.1", "anna"), "web2")
+    one.use(Request("10.0.2.1"), "web1")
+    await scene.until(lambda: other.find(Request("10.0.2.1")) == "web1")
+    assert await explained("10.9.9.9", ["X-User", "anna"]) == ("web2", "the header keeps this user on web2")
+    assert await explained("10.0.1.200") == ("web2", "the source keeps this user on web2")
+    assert (await explained("10.9.9.9"))[1].startswith("web1: round-robin")
+    await scene.post("table-pin", table="web/source", key="10.0.2.1", server="web2", seconds=60.0)
+    assert await explained("10.0.2.1") == ("web2", "the source keeps this user on web2")
+    assert one.find(Request("10.0.2.1")) == "web2"
+
+
+async def test_explain_refuses_a_source_that_is_none(scene: Scene) -> None:
+    assert await scene.refused("explain", protocol="http", url="http://example.org/", source="no") == (
+        "no is not an address"
+    )

@@ -406,6 +406,34 @@ async def test_without_parent_and_workers_it_ends(
         await until(state.ending.is_set)
 
 
+async def test_without_parent_it_makes_room_for_the_state_process_of_the_next_node(
+    socket_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(socket_path) as state:
+        one = nodes()
+        await one.link.synced.wait()
+        knocks = 0
+
+        async def receive(reader: asyncio.StreamReader) -> bytes:
+            nonlocal knocks
+            try:
+                return await received(reader)
+            finally:
+                knocks += 1
+
+        received = state_module.receive
+        monkeypatch.setattr(state_module, "receive", receive)
+        with pytest.raises(state_module.AlreadyServed):
+            state_module.listen(socket_path)
+        await until(lambda: knocks > 0)
+        await asyncio.sleep(0)
+        assert not state.ending.is_set()  # its node is there
+        monkeypatch.setattr(state_module.os, "getppid", lambda: 1)
+        with pytest.raises(state_module.AlreadyServed):
+            state_module.listen(socket_path)
+        await until(state.ending.is_set)
+
+
 async def test_tables_are_saved_at_times_where_something_changed(
     socket_path: Path, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
