@@ -25,7 +25,6 @@ from typing import Final
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     Event,
     RemoteSettingsChanged,
@@ -48,6 +47,7 @@ from l7lb.protocols.http.http2.guard import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    GOAWAY,
     HEADERS,
     Cutter,
     Frame,
@@ -267,6 +267,10 @@ class Http2Machine(Multiplexer):
                 self._partial_since = 0.0
         else:
             self._partial_since = 0.0
+        if frame.kind == GOAWAY and not frame.stream and frame.size >= 8 and not self._in_header:
+            # A client that leaves may still read what it asked for. The library would end the connection here.
+            self._state = LEAVING
+            return [] if self._streams else self._close()
         actions: list[Action] = []
         if frame.kind == DATA:
             stream = self._streams.get(frame.stream)
@@ -308,15 +312,9 @@ class Http2Machine(Multiplexer):
                 return []
             self._ready.pop(stream.number, None)
             return [OnStream(stream.number, stream.ended(CLIENT, now, True))]
-        if isinstance(event, RemoteSettingsChanged):
-            if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
-                encoder = self._h2.encoder
-                encoder.header_table_size = min(encoder.header_table_size, ENCODER_TABLE)
-        elif isinstance(event, ConnectionTerminated):
-            # A client that leaves may still read what it asked for.
-            self._state = LEAVING
-            if not self._streams:
-                return self._close()
+        if isinstance(event, RemoteSettingsChanged) and SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
+            encoder = self._h2.encoder
+            encoder.header_table_size = min(encoder.header_table_size, ENCODER_TABLE)
         return []
 
     def _request(self, event: RequestReceived, now: float) -> list[Action]:

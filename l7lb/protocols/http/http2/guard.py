@@ -22,6 +22,7 @@ PAID = 4.0  # control frames that one frame with contents pays for
 DATA: Final = 0
 HEADERS: Final = 1
 RST_STREAM: Final = 3
+GOAWAY: Final = 7
 CONTINUATION: Final = 9
 
 END_STREAM: Final = 1

@@ -15,7 +15,6 @@ from typing import Final
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     Event,
     InformationalResponseReceived,
@@ -31,14 +30,16 @@ from h2.settings import SettingCodes, Settings
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.http2.fields import LEFT_OUT, FieldList, trailer_fields
-from l7lb.protocols.http.http2.guard import Cutter
+from l7lb.protocols.http.http2.guard import GOAWAY, HEADER, Cutter, Frame
 from l7lb.protocols.http.syntax import OWS, SyntaxFault
 
+REFUSED_STREAM: Final = 7
 CANCEL: Final = 8
 WINDOW: Final = 1024**2  # bytes of an answer that may be on their way
 FRAME_BYTES: Final = 16384  # that a server is told
 ENCODER_TABLE: Final = 4096
 HIGH_WATER: Final = 64 * 1024
+LAST_STREAM: Final = 2**31 - 1
 LAST_NUMBER: Final = 2**30  # far below the end of the numbers, a connection is replaced
 
 
@@ -197,6 +198,9 @@ class ServerLink:
             while (frame := self._cutter.frame()) is not None:
                 if frame.size > FRAME_BYTES:
                     raise SyntaxFault(502, "the server's frame is too large, if it speaks HTTP/2 at all")
+                if frame.kind == GOAWAY and not frame.stream and frame.size >= 8:
+                    self._left(frame)
+                    continue
                 for event in self._h2.receive_data(frame.data):
                     self._event(event, said)
         except ProtocolError as problem:
@@ -207,12 +211,21 @@ class ServerLink:
             raise
         return b"".join(said)
 
+    def _left(self, frame: Frame) -> None:
+        """The server takes no further stream, but finishes those that it has begun (RFC 9113 section 6.8). The library
+        would end the connection here.
+        """
+        self.leaving = True
+        last = int.from_bytes(frame.data[HEADER : HEADER + 4], "big") & LAST_STREAM
+        if self._number > last and self.reset < 0 and not self.whole:
+            self.reset = REFUSED_STREAM
+
     def _event(self, event: Event, said: list[bytes]) -> None:
         if isinstance(event, RemoteSettingsChanged):
             encoder = self._h2.encoder
             encoder.header_table_size = min(encoder.header_table_size, ENCODER_TABLE)
-        elif isinstance(event, ConnectionTerminated):
-            self.leaving = True
+            if not self._h2.remote_settings.max_concurrent_streams:
+                self.leaving = True
         elif getattr(event, "stream_id", 0) != self._number or not self._number:
             return
         elif isinstance(event, DataReceived):

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from h2.connection import H2Connection
 from http2_bench import CLIENT, GET, OK, POST, Bench
+from hyperframe.frame import GoAwayFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -374,6 +375,27 @@ def test_a_drain_lets_streams_finish_and_takes_no_more() -> None:
     talk.answer(OK)
     assert talk.records == ["1: 200 ok"]
     assert talk.closed
+
+
+def test_a_client_that_leaves_gets_what_it_asked_for() -> None:
+    """Its windows still open and its body still comes behind its GOAWAY."""
+    talk = bench().request([*POST, (b"content-length", b"3")], end=False).assign()
+    size = 100_000
+    talk.answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+    talk.feed(GoAwayFrame(0).serialize())
+    talk.client.increment_flow_control_window(size)
+    talk.client.increment_flow_control_window(size, 1)
+    talk.client.send_data(1, b"abc", end_stream=True)
+    talk.flush()
+    seen = talk.seen()
+    assert seen[0].startswith("1 head :status=200")
+    assert seen[-1] == "1 end"
+    assert talk.records == ["1: 200 ok"]
+    assert talk.closed
+
+
+def test_a_client_that_leaves_without_having_asked_is_let_go() -> None:
+    assert bench().feed(GoAwayFrame(0).serialize()).closed
 
 
 def test_a_drain_of_an_idle_connection() -> None:

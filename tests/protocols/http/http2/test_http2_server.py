@@ -6,6 +6,8 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame
 
 from l7lb.protocols.http.http2.server import HIGH_WATER, ServerLink
 from l7lb.protocols.http.syntax import SyntaxFault
@@ -161,6 +163,38 @@ def test_a_server_that_resets_or_leaves() -> None:
     assert talk.link.reset == 7
     talk.server.close_connection()
     talk.hear()
+    assert talk.link.leaving
+
+
+@pytest.mark.parametrize("last", [1, 2**31 - 1])
+def test_a_server_that_leaves_finishes_what_it_has_begun(last: int) -> None:
+    talk = Talk().say(POST)
+    talk.hear()
+    assert talk.link.receive(GoAwayFrame(0, last_stream_id=last).serialize()) == b""
+    talk.go_on(b"3\r\nabc\r\n0\r\n\r\n")
+    talk.server.send_headers(1, OK)
+    talk.server.send_data(1, b"ok", end_stream=True)
+    assert talk.hear().endswith(b"\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+    assert talk.words()[1:] == ["data abc", "end"]
+    assert talk.link.whole
+    assert talk.link.leaving
+
+
+def test_a_server_that_leaves_without_the_stream_refuses_it() -> None:
+    talk = Talk().say(GET)
+    talk.hear()
+    talk.link.receive(GoAwayFrame(0, last_stream_id=0).serialize())
+    assert talk.link.reset == 7
+    assert talk.link.leaving
+
+
+def test_a_server_that_allows_no_streams_any_more_gets_none() -> None:
+    talk = Talk().say(GET)
+    talk.hear()
+    talk.server.send_headers(1, OK, end_stream=True)
+    talk.server.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 0})
+    talk.hear()
+    assert talk.link.whole
     assert talk.link.leaving
 
 
