@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 16 * 1024
 READ_BULK: Final = 256 * 1024
+RECORDS: Final = 16  # without data that an idle server may have sent; more is not worth the search
 
 
 class ServerConnection(Endpoint):
@@ -190,9 +191,13 @@ class ServerConnection(Endpoint):
     def readable_now(self) -> bool:
         """Whether bytes or an end are waiting on a connection that should be silent."""
         try:
-            if self.tls is not None:
-                return self.receive(1) is not None
-            self.sock.recv(1, DONT_WAIT | socket.MSG_PEEK)
+            if self.tls is None:
+                self.sock.recv(1, DONT_WAIT | socket.MSG_PEEK)
+                return True
+            for _ in range(RECORDS):
+                if self.receive(1) is not None:
+                    return True
+                self.sock.recv(1, DONT_WAIT | socket.MSG_PEEK)  # behind a ticket: the next one, or the end
         except BlockingIOError:
             return False
         except OSError:

@@ -14,8 +14,12 @@ import pytest
 from proxy_scene import quiet
 from tls_scene import client_context, dial, issued, tls_config
 
+from l7lb.core.servers import ServerState
+from l7lb.core.snapshot import Address, Server
 from l7lb.proxy import openssl
+from l7lb.proxy.endpoint import Sender
 from l7lb.proxy.tls import DONE, Tls, wrap
+from l7lb.proxy.upstream import ServerConnection
 from l7lb.testing import Node
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -59,15 +63,39 @@ def test_a_reset_behind_records_that_hold_no_data_is_noticed_at_once(run: Run, t
     run(scene())
 
 
-def shake(server: Tls, client: ssl.SSLObject) -> None:
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_end_of_an_idle_server_is_seen_behind_its_tickets(run: Run, ended: bool) -> None:
+    async def scene() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        issued("example.com").configure_cert(context)
+        loop = asyncio.get_running_loop()
+        state = ServerState("web", Server(name="web1", address=Address("127.0.0.1", 1)))
+        connection = ServerConnection(loop, Sender(loop), ours, state)
+        connection.tls = Tls()
+        connection.tls._take(wrap(client_context(version="1.3"), ours, Tls(), server_hostname="example.com"))
+        server = wrap(context, theirs, Tls(), server_side=True)
+        shake(connection.tls, server)  # behind which two tickets are on their way
+        if ended:
+            theirs.close()
+        assert connection.readable_now() is ended
+        connection.leave()
+        theirs.close()
+
+    run(scene())
+
+
+def shake(ours: Tls, theirs: ssl.SSLObject) -> None:
     waiting = True
     while waiting:
         try:
-            client.do_handshake()
+            theirs.do_handshake()
             waiting = False
         except ssl.SSLWantReadError:
             waiting = True
-        waiting = server.shake() != DONE or waiting
+        waiting = ours.shake() != DONE or waiting
 
 
 def change_keys(client: ssl.SSLObject, times: int) -> None:
