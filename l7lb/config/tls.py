@@ -41,7 +41,7 @@ class Files(Section):
         except Unusable as error:
             where = next((name for name, path in files.items() if path == error.file), "cert")
             written = {"cert": self.cert, "key": self.key, "ocsp": ocsp_file}[where]
-            self.complain(reading, _about(reading, written, error), where)
+            self.complain(reading, _about(written, error), where)
             return
         self._pair = found.pair
         for doubt in found.doubts:
@@ -186,7 +186,7 @@ class ToServer(Section):
         )
 
 
-def _about(reading: Reading, written: str, error: Unusable) -> str:
+def _about(written: str, error: Unusable) -> str:
     """What is wrong with a file, by its path as written, and in whole where that is relative and nothing is there."""
     missing = f" ({error.file})" if not os.path.isabs(written) and not os.path.lexists(error.file) else ""
     return f"{written}: {error}{missing}"
@@ -196,7 +196,7 @@ def _read_ca(section: Section, file: str, key: str, reading: Reading) -> bytes:
     try:
         content, doubts = read_ca(str(reading.base / file))
     except Unusable as error:
-        section.complain(reading, _about(reading, file, error), key)
+        section.complain(reading, _about(file, error), key)
         return b""
     for doubt in doubts:
         reading.warning((*section.place, key), doubt)
