@@ -249,8 +249,7 @@ class Dispatcher:
         upstream = ticket.upstream
         assert upstream is not None
         if problem:
-            server = ticket.server
-            self._log(f"tls {server.pool}/{server.name}", f"{server.pool}/{server.name}: TLS: {problem}", now)
+            self.tls_failed(ticket.server, problem, now)
             upstream.ticket = None
             actions = self._connect_failed(ticket, Failure.CONNECT_TLS, now)
             if actions:
@@ -262,6 +261,10 @@ class Dispatcher:
         assert tls is not None
         self._count(ticket.server, columns.RESUMED if tls.inner.session_reused else columns.HANDSHAKES)
         self.connect_ended(ticket, 0)
+
+    def tls_failed(self, server: ServerState, problem: str, now: float) -> None:
+        """TLS with a server has failed, in the handshake or behind it: say why in the log."""
+        self._log(f"tls {server.pool}/{server.name}", f"{server.pool}/{server.name}: TLS: {problem}", now)
 
     def _connected(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
         ticket.connect_time = now - ticket.began

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from l7lb.core.actions import SERVER
 from l7lb.core.errors import Failure
 from l7lb.core.servers import ServerState
-from l7lb.proxy.endpoint import DONT_WAIT, Endpoint, Sender
+from l7lb.proxy.endpoint import DONT_WAIT, Endpoint, Sender, monotonic
 from l7lb.proxy.tls import DONE, READ, WRITE, Dialer, Tls
 
 if TYPE_CHECKING:
@@ -64,9 +64,12 @@ class ServerConnection(Endpoint):
                     self.was_reset = True
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as problem:
             data = b""
             self.was_reset = True
+            if owner is not None and isinstance(problem, ssl.SSLError):
+                # In TLS 1.3 a server refuses a client's certificate, or misses it, only now.
+                owner.dispatcher.tls_failed(self.server, explain(problem), monotonic())
         if owner is None:
             # An idle server has nothing to say: it closed, or it breaks the protocol.
             self.retire()

@@ -114,6 +114,24 @@ def test_a_server_that_is_somebody_else(
     assert f"web/web1: TLS: certificate verify failed: {why}" in caplog.text
 
 
+def test_a_server_that_misses_our_certificate_says_so_behind_the_handshake(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        async with Node(to_servers(tmp_path), server_tls=True) as node:
+            await node.by_hand({"web1"}, None)
+            node.disable("web2")
+            client = await node.connect()
+            await client.send(GET)
+            with pytest.raises(ssl.SSLError):
+                await accept(node, server_context(issued("web1.example.com"), clients="one"))
+            assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+            client.close()
+
+    run(scene())
+    assert "web/web1: TLS: tlsv13 alert certificate required" in caplog.text
+
+
 def test_no_verification(run: Run, tmp_path: Path) -> None:
     async def scene() -> None:
         values = to_servers(tmp_path, verify=False)
