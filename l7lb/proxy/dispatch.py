@@ -233,11 +233,15 @@ class Dispatcher:
         upstream = ticket.upstream
         assert upstream is not None
         upstream.ticket = None
-        if code:
-            actions = self._connect_failed(ticket, refusal(code), now)
-        else:
-            upstream.read_more(True)
-            actions = self._connected(ticket, upstream, now)
+        try:
+            if code:
+                actions = self._connect_failed(ticket, refusal(code), now)
+            else:
+                upstream.read_more(True)
+                actions = self._connected(ticket, upstream, now)
+        except Exception:
+            ticket.connection.end_by_fault()
+            return
         if actions:
             ticket.connection.run(actions, now)
         else:

@@ -10,7 +10,7 @@ import pytest
 from proxy_scene import GET, LARGE, config, connections, count, descriptors, flood, quiet, shutdown, states, upgraded
 
 from l7lb.core.actions import Action, Side
-from l7lb.core.contracts import Session
+from l7lb.core.contracts import Assignment, Session
 from l7lb.proxy.connection import FLUSH_SECONDS, FLUSHING
 from l7lb.proxy.endpoint import HIGH_WATER
 from l7lb.proxy.relay import PIPE_BYTES
@@ -460,6 +460,30 @@ def test_slow_peers_piece_by_piece(run) -> None:
             await client.until(b"\r\n\r\n")
             assert b"".join(re.findall(rb"\r\n([abc])\r\n", b"\r\n" + await client.until(b"\r\n0\r\n\r\n"))) == b"abc"
         await quiet(node)
+
+    scene(run, play)
+
+
+def test_a_fault_as_a_server_is_reached_leaves_nobody_waiting(run, caplog) -> None:
+    async def play(node: Node) -> None:
+        async with await node.connect() as client:
+            await client.send(HERE)
+            await client.until(b"x" * 1000)
+            (victim,) = connections(node)
+            real = victim.session
+
+            class Broken(Session):
+                def received(self, side: Side, data: bytes, now: float) -> list[Action]:
+                    return real.received(side, data, now)
+
+                def connected(self, assignment: Assignment, now: float) -> list[Action]:
+                    raise RuntimeError("a bug")
+
+            victim.session = Broken()
+            await client.send(GET)
+            await client.sees_closed()
+        await quiet(node)
+        assert "ended by a fault" in caplog.text
 
     scene(run, play)
 
