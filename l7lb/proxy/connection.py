@@ -268,14 +268,10 @@ class Connection(Endpoint):
             while more:
                 more = self._carry_out(more, now)
         except Exception:
-            self.end_by_fault()
+            log.exception("connection from %s ended by a fault", self.client)
+            self.close(reset=True)
             return
         self.settle(now)
-
-    def end_by_fault(self) -> None:
-        """An exception of ours is being handled: it ends this connection and no other."""
-        log.exception("connection from %s ended by a fault", self.client)
-        self.close(reset=True)
 
     def _tell(self, event: int, side: Side, now: float, data: bytes = b"", count: int = 0, error: bool = False) -> None:
         """Tell the session what happened, and do what it asks. A fault of ours ends this connection and no other."""
@@ -294,7 +290,8 @@ class Connection(Endpoint):
             while more:
                 more = self._carry_out(more, now)
         except Exception:
-            self.end_by_fault()
+            log.exception("connection from %s ended by a fault", self.client)
+            self.close(reset=True)
             return
         self.settle(now)
 

@@ -240,7 +240,8 @@ class Dispatcher:
                 upstream.read_more(True)
                 actions = self._connected(ticket, upstream, now)
         except Exception:
-            ticket.connection.end_by_fault()
+            log.exception("connection from %s ended by a fault", ticket.connection.client)
+            ticket.connection.close(reset=True)
             return
         if actions:
             ticket.connection.run(actions, now)
