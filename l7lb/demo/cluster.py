@@ -32,6 +32,12 @@ class Unexpected(Exception):
     """Something is not as it should be; the text is a line for people."""
 
 
+def expect(condition: object, otherwise: str) -> None:
+    """Go on only where the condition holds. Raises Unexpected."""
+    if not condition:
+        raise Unexpected(otherwise)
+
+
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """Wait until the condition gives something true, and return that. Raises Unexpected."""
     end = time.monotonic() + seconds
@@ -75,7 +81,9 @@ def place(text: str, keep: bool) -> str:
 
 
 class Cluster:
-    """The processes; ``close`` ends them. ``address`` is where clients come in, ``admin`` speaks to the node."""
+    """The processes; ``close`` ends them. ``listeners`` are the addresses where clients come in, ``address`` the
+    first of them; ``admin`` speaks to the node.
+    """
 
     def __init__(self, text: str, directory: Path, keep_ports: bool = False) -> None:
         self.directory = directory
@@ -88,7 +96,8 @@ class Cluster:
         loaded = load(self.config)
         self.admin = AdminClient(loaded.settings.admin_socket)
         self.metrics = loaded.settings.metrics
-        self.address = str(loaded.snapshot.listeners[0].bind[0])
+        self.listeners = {listener.name: str(listener.bind[0]) for listener in loaded.snapshot.listeners}
+        self.address = next(iter(self.listeners.values()))
         self.ports = {one.name: one.address.port for pool in loaded.snapshot.pools for one in pool.servers}
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -107,8 +116,10 @@ class Cluster:
         wait_for(self.serving, "l7lb to serve")
 
     def start_server(self, name: str) -> None:
-        """Start a server of that name at its port."""
-        self.servers[name] = self._run("l7lb.demo.webserver", name, str(self.ports[name]))
+        """Start a server of that name at its port; it speaks TLS where the directory has NAME.pem and NAME.key."""
+        files = [self.directory / f"{name}.pem", self.directory / f"{name}.key"]
+        tls = [str(file) for file in files] if files[0].exists() else []
+        self.servers[name] = self._run("l7lb.demo.webserver", name, str(self.ports[name]), *tls)
 
     def until_listening(self, name: str) -> None:
         """Wait until that server takes connections."""
@@ -196,7 +207,8 @@ class Cluster:
     def alive(self) -> list[int]:
         """The processes of the node that run, also those whose parent has ended."""
         words = (b"\0l7lb.", os.fsencode(self.directory))
-        return [pid for pid in _processes() if all(word in _command(pid) for word in words)]
+        servers = {process.pid for process in self.servers.values()}  # whose certificates are there
+        return [pid for pid in _processes() if pid not in servers and all(word in _command(pid) for word in words)]
 
     def rows(self, pool: str | None = None) -> list[dict[str, Any]]:
         """What `l7lb servers --json` prints."""

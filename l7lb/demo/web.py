@@ -19,8 +19,9 @@ from l7lb import __version__
 from l7lb.control import tables
 from l7lb.control.client import AdminError
 from l7lb.core.errors import L7lbError
+from l7lb.demo import secure
 from l7lb.demo.clients import Answer, Browser, Live, Load
-from l7lb.demo.cluster import Cluster, Unexpected, wait_for
+from l7lb.demo.cluster import Cluster, Unexpected, expect, wait_for
 from l7lb.demo.screen import Screen
 
 SHOP, API = "shop.example.com", "api.example.com"
@@ -49,12 +50,6 @@ SAMPLES = (
 SERVERS = {"shop": {"web1", "web2", "web3"}, "api": {"api1", "api2"}, "beta": {"beta1"}, "": {""}}
 
 
-def expect(condition: object, otherwise: str) -> None:
-    """Go on only where the condition holds. Raises Unexpected."""
-    if not condition:
-        raise Unexpected(otherwise)
-
-
 class Story:
     """The steps, in their order."""
 
@@ -68,6 +63,7 @@ class Story:
         """All of it. Raises Unexpected, L7lbError or OSError."""
         self.routes()
         self.stickiness()
+        self.secure()
         with self.load, self.live:
             self.begin_load()
             self.death()
@@ -91,6 +87,7 @@ class Story:
         found: dict[str, Any] = self.cluster.admin.post(
             "explain",
             protocol="http",
+            listener="web",
             method=sample.method,
             url=f"http://{sample.host}{sample.path}",
             headers=list(sample.headers.items()),
@@ -158,6 +155,12 @@ class Story:
         strangers = self.strangers()
         expect(set(strangers) == SERVERS["shop"], f"new users went to {', '.join(sorted(set(strangers)))} only")
         screen.good(f"{len(strangers)} browsers without a cookie were spread over {', '.join(sorted(set(strangers)))}")
+
+    def secure(self) -> None:
+        """TLS, ended at the node and passed through."""
+        self.screen.section("TLS: ended here, HTTP/2, and passed through by its name")
+        secure.ended_here(self.screen, self.cluster)
+        secure.passed_through(self.screen, self.cluster)
 
     def strangers(self, count: int = 12) -> list[str]:
         """The servers that so many new users get, one after the other."""
@@ -365,7 +368,8 @@ def introduce(screen: Screen, cluster: Cluster) -> None:
     screen.section("A cluster starts")
     for name, port in cluster.ports.items():
         cluster.start_server(name)
-        screen.line(f"  {name:6} a web server at 127.0.0.1:{port}, process {cluster.servers[name].pid}")
+        kind = "a web server with TLS" if name in secure.BANKS else "a web server"
+        screen.line(f"  {name:6} {kind} at 127.0.0.1:{port}, process {cluster.servers[name].pid}")
     screen.command("l7lb serve --config l7lb.yaml")
     cluster.start_node()
     cluster.until_ready()
@@ -389,6 +393,7 @@ def run() -> int:
     text = (resources.files("l7lb.demo") / "web.yaml").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="l7lb-demo-") as directory:
         try:
+            secure.make_certificates(Path(directory))
             with closing(Cluster(text, Path(directory))) as cluster:
                 introduce(screen, cluster)
                 Story(screen, cluster).run()

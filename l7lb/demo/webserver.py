@@ -1,6 +1,6 @@
 """The web server of the demo and the examples: small, real, and it says who it is.
 
-python -m l7lb.demo.webserver NAME PORT
+python -m l7lb.demo.webserver NAME PORT [CERTIFICATE KEY]      (with TLS)
 
 /health             200
 /upload             POST or PUT: how many bytes came, and their SHA-256
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import ssl
 import sys
 
 from aiohttp import WSMsgType, web
@@ -88,10 +89,14 @@ def application(name: str) -> web.Application:
 
 def main(words: list[str]) -> int:
     """Serve until told to end; returns the exit code."""
-    if len(words) != 2 or not words[1].isdecimal():
-        sys.stderr.write("usage: python -m l7lb.demo.webserver NAME PORT\n")
+    if len(words) not in (2, 4) or not words[1].isdecimal():
+        sys.stderr.write("usage: python -m l7lb.demo.webserver NAME PORT [CERTIFICATE KEY]\n")
         return 2
     name, port = words[0], int(words[1])
+    context: ssl.SSLContext | None = None
+    if len(words) == 4:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(words[2], words[3])
 
     def say(_: str) -> None:
         sys.stdout.write(f"{name} listens at 127.0.0.1:{port}\n")
@@ -102,6 +107,7 @@ def main(words: list[str]) -> int:
             application(name),
             host="127.0.0.1",
             port=port,
+            ssl_context=context,
             access_log=None,
             shutdown_timeout=1.0,
             print=say,
