@@ -1,8 +1,8 @@
 """The exchange of what rate limits admitted: a worker's side and the state process's.
 
-A worker tells what it admitted ``INTERVAL`` after the first of it; the state process passes that on at once and keeps
-the sums, to teach them to workers that begin. So a worker knows what the others admitted until some 15 ms ago. What
-the state process has not confirmed is told again to the next one.
+A worker tells what it admitted at once after a quiet time, and within ``INTERVAL`` while much is admitted; the state
+process passes that on at once and keeps the sums, to teach them to workers that begin. So a worker knows what the others
+admitted until some 15 ms ago. What the state process has not confirmed is told again to the next one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from l7lb.limits.buckets import Buckets
 from l7lb.limits.registry import Limits
-from l7lb.persistence.exchange import Sender
+from l7lb.persistence.exchange import Pace, Sender
 from l7lb.persistence.messages import (
     SPENDINGS,
     BadMessage,
@@ -26,7 +26,7 @@ from l7lb.persistence.messages import (
     check_spent,
 )
 
-INTERVAL = 0.010  # seconds in which what was admitted gathers before it is told
+INTERVAL = 0.010  # seconds in which what was admitted gathers before it is told, at most
 UNCONFIRMED = 1024  # messages that are kept to be told again
 ORIGINS = 1024  # processes whose numbers are remembered
 MAX_LIMITS = 4096
@@ -81,6 +81,7 @@ class WorkerSpending:
             await sender.send(known)
         for message in list(self._unconfirmed):
             await sender.send(message)
+        pace = Pace(INTERVAL)
         while True:
             self._wake.clear()
             self.limits.arm(self._wake.set)
@@ -88,7 +89,7 @@ class WorkerSpending:
             for message in self._gather():
                 await sender.send(message)
             await self._wake.wait()
-            await asyncio.sleep(INTERVAL)
+            await pace.gather()
 
     def _confirmed(self, buckets: Buckets) -> Iterator[Debts]:
         """All debts without what is told again after them."""
