@@ -1,7 +1,7 @@
 """The exchange of what rate limits admitted: a worker's side and the state process's.
 
 A worker tells what it admitted at once after a quiet time, and within ``INTERVAL`` while much is admitted; the state
-process passes that on at once and keeps the sums, to teach them to workers that begin. So a worker knows what the others
+process passes that on at once and keeps the sums, to teach them to workers that begin. So a worker knows what others
 admitted until some 15 ms ago. What the state process has not confirmed is told again to the next one.
 """
 
