@@ -149,6 +149,7 @@ def test_rules_by_name_and_protocol(tmp_path: Path, certificate: Path) -> None:
                 input="",
                 capture_output=True,
                 text=True,
+                errors="replace",  # a server of HTTP/2 speaks first, and not in text
                 timeout=30,
             )
             return done.stdout + done.stderr
