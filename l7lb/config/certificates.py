@@ -6,9 +6,7 @@ something else, a key of another certificate, a chain in the wrong order, a cert
 
 from __future__ import annotations
 
-import os
 import ssl
-import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -19,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509 import ocsp
 
+from l7lb.config import files
 from l7lb.core import pem
 from l7lb.core.snapshot import KeyPair
 
@@ -93,18 +92,9 @@ def read_ca(file: str, now: datetime | None = None) -> tuple[bytes, tuple[str, .
 def read_file(file: str) -> bytes:
     """A file's bytes, at most LARGEST. Raises Unusable."""
     try:
-        # Not to wait for the other end of a pipe, in a process that serves.
-        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise Unusable(file, "is not a file but a pipe, a device or the like")
-            content = stream.read(LARGEST + 1)
-    except FileNotFoundError:
-        raise Unusable(file, "there is no such file") from None
-    except OSError as error:
-        raise Unusable(file, f"can't be read: {error.strerror or error}") from None
-    if len(content) > LARGEST:
-        raise Unusable(file, f"is larger than {LARGEST // 1024**2} MiB")
-    return content
+        return files.read_file(file, LARGEST)
+    except files.Unreadable as problem:
+        raise Unusable(file, str(problem)) from None
 
 
 def names(certificate: x509.Certificate) -> tuple[str, ...]:

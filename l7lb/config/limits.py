@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from l7lb.config.fields import Name, OneOrMore
-from l7lb.config.pools import NAMED_FACTS, HashOn
+from l7lb.config.pools import HashOn
 from l7lb.config.section import Reading, Section
 from l7lb.config.units import Rate, format_rate
-from l7lb.config.wording import choice, listing, wrong
+from l7lb.config.wording import listing
 from l7lb.core import snapshot
 
 PLAIN_FACTS = ("source", "host", "path", "url", "method", "sni", "alpn", "listener")
@@ -24,14 +24,6 @@ class LimitKey(HashOn):
     """What has a bucket of its own: a fact by its word, or one that needs a name as a mapping."""
 
     WORDS: ClassVar[tuple[str, ...]] = PLAIN_FACTS
-
-    @classmethod
-    def read_word(cls, word: str) -> str:
-        if word in NAMED_FACTS:
-            raise wrong(f"which {word}? write {{{word}: its name}}")
-        if word not in cls.WORDS:
-            raise wrong(choice("the fact", word, PLAIN_FACTS + NAMED_FACTS))
-        return word
 
 
 class Limit(Section):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from l7lb.config.checks import check_account, check_all, check_shown, check_unused
 from l7lb.config.compile import compile_settings, compile_snapshot
 from l7lb.config.document import BYTES, Mapping, Node, plain
+from l7lb.config.files import Unreadable, read_file
 from l7lb.config.formats import json_text, toml_text, yaml_text
 from l7lb.config.model import Configuration
 from l7lb.config.section import Reading
@@ -112,20 +112,10 @@ def _format(file: str) -> str:
 def _read(file: str) -> bytes:
     """The file's bytes, no more than the limit. Raises ConfigurationError."""
     try:
-        # Not to wait for the other end of a pipe, in a process that serves.
-        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise _refused(file, "is not a file but a pipe, a device or the like")
-            raw = stream.read(BYTES + 1)
-    except FileNotFoundError:
-        raise _refused(file, "there is no such file") from None
-    except IsADirectoryError:
-        raise _refused(file, "is a directory: name the configuration file in it") from None
-    except (OSError, ValueError) as error:
-        raise _refused(file, f"can't be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(raw) > BYTES:
-        raise _refused(file, f"is larger than {BYTES // 1024**2} MiB")
-    return raw
+        return read_file(file, BYTES)
+    except Unreadable as problem:
+        message = "is a directory: name the configuration file in it" if problem.directory else str(problem)
+        raise _refused(file, message) from None
 
 
 def _decode(raw: bytes, file: str) -> str:

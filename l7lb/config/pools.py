@@ -41,7 +41,7 @@ class HashOn(Shorthand):
         if word in NAMED_FACTS:
             raise wrong(f"which {word}? write {{{word}: its name}}")
         if word not in cls.WORDS:
-            raise wrong(choice("the fact", word, PLAIN_FACTS + NAMED_FACTS))
+            raise wrong(choice("the fact", word, cls.WORDS + NAMED_FACTS))
         return word
 
     @property

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    from l7lb.core.contracts import Assignment, Choice
 
 
 class AccessRecord(msgspec.Struct, omit_defaults=True):
@@ -45,3 +50,15 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     tls_resumed: bool = False
     user_agent: str = ""
     referer: str = ""
+
+    def went(self, choice: Choice | None, assignment: Assignment | None) -> None:
+        """Note the way that it took: the rule that matched and the server that it got, as far as it came."""
+        if choice is not None:
+            self.route = choice.route.number
+            self.pool = choice.pool or ""
+        if assignment is not None:
+            self.server = assignment.server.name
+            self.retries = assignment.attempt
+            self.sticky = assignment.sticky
+            self.queue_ms = round(assignment.queue_time * 1000, 3)
+            self.connect_ms = round(assignment.connect_time * 1000, 3)

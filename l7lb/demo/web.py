@@ -94,13 +94,6 @@ class Story:
         )
         return found
 
-    def explain_whole(self, sample: Sample) -> None:
-        """`l7lb explain`, as it prints it."""
-        headers = "".join(f" -H '{name}: {value}'" for name, value in sample.headers.items())
-        self.screen.command(f"l7lb explain http {sample.method} http://{sample.host}{sample.path}{headers}")
-        self.screen.table(tables.explained(self.explain(sample)))
-        self.screen.line()
-
     # --- the steps ------------------------------------------------------------------------------------------------
 
     def routes(self) -> None:

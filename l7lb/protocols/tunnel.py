@@ -108,17 +108,9 @@ class Flow(Recorded):
             sent=self.sent,
             total_ms=round(elapsed * 1000, 3),
         )
-        if self.choice is not None:
-            record.route = self.choice.route.number
-            record.pool = self.choice.pool or ""
-        if assignment is not None:
-            record.server = assignment.server.name
-            record.retries = assignment.attempt
-            record.sticky = assignment.sticky
-            record.queue_ms = round(assignment.queue_time * 1000, 3)
-            record.connect_ms = round(assignment.connect_time * 1000, 3)
-            if self.answered_at:
-                record.response_ms = round(self.latency() * 1000, 3)
+        record.went(self.choice, assignment)
+        if assignment is not None and self.answered_at:
+            record.response_ms = round(self.latency() * 1000, 3)
         return record
 
 

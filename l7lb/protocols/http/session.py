@@ -136,15 +136,8 @@ class Exchange(Recorded):
             user_agent=_text(next(iter(request.values(b"user-agent")), b"")),
             referer=_text(next(iter(request.values(b"referer")), b"")),
         )
-        if self.choice is not None:
-            record.route = self.choice.route.number
-            record.pool = self.choice.pool or ""
+        record.went(self.choice, assignment)
         if assignment is not None:
-            record.server = assignment.server.name
-            record.retries = assignment.attempt
-            record.sticky = assignment.sticky
-            record.queue_ms = round(assignment.queue_time * 1000, 3)
-            record.connect_ms = round(assignment.connect_time * 1000, 3)
             record.response_ms = _milliseconds(self.sent_at, self.response_at)
         return record
 

@@ -75,8 +75,3 @@ def tier_of(servers: Sequence[ServerState]) -> list[ServerState]:
     """The open servers, or the open backups where there are no others."""
     tier = [server for server in servers if server.open and not server.config.backup]
     return tier or [server for server in servers if server.open]
-
-
-def usable(server: ServerState, without: Collection[ServerState]) -> bool:
-    """Whether a server may be given: open, with room, and not excluded."""
-    return server.open and not server.full and server not in without

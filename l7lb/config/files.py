@@ -1,0 +1,34 @@
+"""Reading a file that a configuration names, or the configuration itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+class Unreadable(ValueError):
+    """A file that can't be read; the text says why. ``directory``: it is one."""
+
+    def __init__(self, message: str, directory: bool = False) -> None:
+        super().__init__(message)
+        self.directory = directory
+
+
+def read_file(file: str, most: int) -> bytes:
+    """The bytes of a regular file, at most that many, whole mebibytes. Raises Unreadable."""
+    try:
+        # Not to wait for the other end of a pipe, in a process that serves.
+        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise Unreadable("is not a file but a pipe, a device or the like")
+            content = stream.read(most + 1)
+    except Unreadable:
+        raise
+    except FileNotFoundError:
+        raise Unreadable("there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Unreadable(f"can't be read: {reason}", isinstance(error, IsADirectoryError)) from None
+    if len(content) > most:
+        raise Unreadable(f"is larger than {most // 1024**2} MiB")
+    return content
