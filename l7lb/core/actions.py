@@ -124,6 +124,26 @@ class Tunnel(Action):
         self.idle = idle
 
 
+class StartTls(Action):
+    """The client asked for TLS: what was sent before leaves in the clear, then the handshake begins, and ``secured`` is
+    called when it is done (its failure closes the connection). It is the last action of its list.
+
+    The session must hold no byte that came behind the client's request for TLS: it closes the connection instead.
+    """
+
+    __slots__ = ()
+
+
+class StartServerTls(Action):
+    """The server agreed to TLS: the handshake with it begins, and ``server_secured`` or ``failed`` is called when it is
+    over. It is the last action of its list.
+
+    The session must hold no byte that came behind the server's consent: it gives the server up instead.
+    """
+
+    __slots__ = ()
+
+
 class Multiplex(Action):
     """From here on ``session`` has the client's connection, and carries streams in it. It is the last action of its
     list, and the proxy calls ``received`` with ``data``, what was received already.

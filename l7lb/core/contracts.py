@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from mypy_extensions import mypyc_attr
 
-from l7lb.core.actions import Action, Side
+from l7lb.core.actions import Action, Close, Side
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
 from l7lb.core.servers import PoolState, ServerState
@@ -49,6 +49,25 @@ class Choice:
         return action if isinstance(action, (Respond, Redirect)) else None
 
 
+class Entry:
+    """What a directory says of an address. Empty is what it does not say.
+
+    ``mailbox`` is the canonical name of the store, ``server`` a server's name or host. With ``user`` or ``password``
+    the server is logged in to with these in place of what the client gave; with ``master_user`` and its password as
+    that user on behalf of the mailbox (SASL's authorization identity).
+    """
+
+    __slots__ = ("mailbox", "master_password", "master_user", "password", "server", "user")
+
+    def __init__(self, mailbox: bytes = b"", server: str = "") -> None:
+        self.mailbox = mailbox
+        self.server = server
+        self.user = b""
+        self.password = b""
+        self.master_user = b""
+        self.master_password = b""
+
+
 class Assignment:
     """A server's connection that the session holds until it releases it."""
 
@@ -56,6 +75,7 @@ class Assignment:
         "attempt",
         "choice",
         "connect_time",
+        "entry",
         "kept",
         "learns",
         "pool",
@@ -78,6 +98,7 @@ class Assignment:
         self.kept: object | None = None  # what the protocol remembers of the server's connection
         self.queue_time = 0.0
         self.connect_time = 0.0
+        self.entry: Entry | None = None  # what a directory said of the mailbox
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -121,6 +142,20 @@ class Session:
     def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
         """NeedServer has no good answer."""
         raise NotImplementedError
+
+    def secured(self, now: float) -> list[Action]:
+        """The client's handshake that StartTls asked for is done; its peer's ``handshake`` and ``tls`` tell of it."""
+        raise NotImplementedError
+
+    def server_secured(self, now: float) -> list[Action]:
+        """The handshake with the server that StartServerTls asked for is done."""
+        raise NotImplementedError
+
+    def dismissed(self, why: str, now: float) -> list[Action]:
+        """The node ends this session: its mailbox moves, its server is gone, an operator wants it so. ``why`` is text
+        for the client. Say goodbye in the protocol's words and close; by default it is cut.
+        """
+        return [Close(abort=True)]
 
     def moved(self, side: Side, count: int, now: float) -> list[Action]:
         """The proxy moved so many bytes from ``side`` for a Splice or a Tunnel."""

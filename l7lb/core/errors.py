@@ -43,6 +43,13 @@ class Failure(Enum):
     QUEUE_TIMEOUT = ("queue-timeout", Owner.POLICY, "all servers stayed at their limit for the queue's time")
     CONNECTION_LIMIT = ("connection-limit", Owner.POLICY, "the listener's connection limit is reached")
     RATE_LIMITED = ("rate-limited", Owner.POLICY, "this comes too often: a rate limit is reached")
+    NO_MAILBOX = ("no-mailbox", Owner.POLICY, "no directory knows the mailbox")
+    MAILBOX_SERVER = ("mailbox-server", Owner.POLICY, "the mailbox's own server is not available")
+    MAILBOX_MOVING = ("mailbox-moving", Owner.POLICY, "the mailbox is being moved to another server")
+    SESSION_LIMIT = ("session-limit", Owner.POLICY, "the mailbox or the address has too many sessions")
+    LOGIN_REFUSED = ("login-refused", Owner.CLIENT, "the credentials were refused")
+    ENDED_HERE = ("ended-here", Owner.POLICY, "the node ended the session: its mailbox moved, or an operator said so")
+    DIRECTORY = ("directory", Owner.SERVER, "no directory could answer where the mailbox lives")
     SHUTDOWN = ("shutdown", Owner.POLICY, "the node is shutting down")
 
     CONNECT_REFUSED = ("connect-refused", Owner.SERVER, "the server refused the connection")

@@ -21,10 +21,12 @@ class Facts:
     ``source`` is the client's address as text without port (the one a trusted proxy told, if any);
     ``host`` and ``path`` are normalised: lower case without port, and without dot segments.
     A fact that a protocol does not have is empty. ``wait`` is there only where a rate limit refused them: in how many
-    seconds it would not.
+    seconds it would not. Of mail, ``address`` is the canonical address (see :mod:`l7lb.core.mailbox`) and ``mailbox``
+    the name of its store: the same, unless a directory says otherwise. Whatever has a ``mailbox`` is kept on that
+    mailbox's server.
     """
 
-    __slots__ = ("host", "listener", "method", "path", "protocol", "scheme", "source", "wait")
+    __slots__ = ("address", "host", "listener", "mailbox", "method", "path", "protocol", "scheme", "source", "wait")
     wait: float
 
     def __init__(self, protocol: str, listener: str, source: str) -> None:
@@ -35,6 +37,8 @@ class Facts:
         self.host = b""
         self.path = b""
         self.method = b""
+        self.address = b""
+        self.mailbox = b""
 
     def header(self, name: bytes) -> Sequence[bytes]:
         """The values of a header, by its name in lower case, in the order they came."""
@@ -69,6 +73,8 @@ class Facts:
             return self.path or None
         if kind == "method":
             return self.method or None
+        if kind == "mailbox":
+            return self.mailbox or None
         values: Sequence[bytes] = NOTHING
         if kind == "header":
             values = self.header(name.lower().encode())

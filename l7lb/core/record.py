@@ -50,6 +50,9 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     tls_resumed: bool = False
     user_agent: str = ""
     referer: str = ""
+    mailbox: str = ""  # of mail: the canonical name
+    user: str = ""  # as the client typed it
+    mechanism: str = ""  # of its login: plain, login, xoauth2 ...
 
     def went(self, choice: Choice | None, assignment: Assignment | None) -> None:
         """Note the way that it took: the rule that matched and the server that it got, as far as it came."""

@@ -59,8 +59,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """A rule's conditions. All that are set must hold; each is a tuple of which any one suffices.
 
-    ``host``, ``sni``, ``path`` and the values are globs (``*`` matches any run of characters); ``source`` holds
-    networks; ``not_`` must not match.
+    ``host``, ``sni``, ``path``, ``address`` (of mail: canonical) and the values are globs (``*`` matches any run of
+    characters); ``source`` holds networks; ``not_`` must not match.
     """
 
     host: tuple[str, ...] = ()
@@ -73,6 +73,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     sni: tuple[str, ...] = ()
     alpn: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
+    address: tuple[str, ...] = ()
     not_: Match | None = None
 
 
@@ -112,7 +113,10 @@ class Rewrite(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule: when it matches, what happens. Numbers count from 1 in a listener."""
+    """One rule: when it matches, what happens. Numbers count from 1 in a listener.
+
+    ``directory`` names those that are asked, in this order, where a mailbox lives.
+    """
 
     number: int
     where: str
@@ -124,6 +128,83 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     set_response_headers: tuple[tuple[str, str], ...] = ()
     remove_response_headers: tuple[str, ...] = ()
     limits: tuple[Limit, ...] = ()
+    directory: tuple[str, ...] = ()
+
+
+# --- mailboxes ------------------------------------------------------------------------------------------------
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """How an address is made canonical, the same for every protocol (see :mod:`l7lb.core.mailbox`)."""
+
+    lower_case: bool = True
+    recipient_delimiter: str = ""
+    default_domain: str = ""
+
+
+class LdapSource(msgspec.Struct, frozen=True, kw_only=True, tag="ldap"):
+    """LDAP servers in the order in which they are tried. ``filter`` has the places ``{address}`` and ``{user}``.
+
+    ``attributes`` says which attribute holds what: ``mailbox``, ``server``, and perhaps ``user``, ``password``,
+    ``master_user``, ``master_password``. ``ca`` is PEM; empty: the system's. ``timeout`` is seconds for one answer.
+    """
+
+    urls: tuple[str, ...]
+    base: str
+    filter: str
+    attributes: dict[str, str]
+    start_tls: bool = False
+    ca: bytes = b""
+    verify: bool = True
+    bind_dn: str = ""
+    bind_password: bytes = b""
+    timeout: float = 2.0
+    connections: int = 8  # at the same time
+
+    def __repr__(self) -> str:
+        return f"LdapSource({self.urls!r})"  # the password must not come into a log
+
+
+class FileSource(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
+    """A text file, a line a mailbox, read again when it changes. ``columns`` names what stands in a line, in order:
+    ``address``, ``mailbox``, ``server``, ``user``, ``password``, ``master_user``, ``master_password``, or ``-`` for
+    what is of no interest. ``separator`` empty: white space.
+    """
+
+    path: str
+    columns: tuple[str, ...]
+    separator: str = ""
+
+
+class HttpSource(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
+    """A program that is asked over HTTP, in the words of nginx's ``auth_http``."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...] = ()
+    ca: bytes = b""
+    verify: bool = True
+    timeout: float = 2.0
+    connections: int = 32
+
+    def __repr__(self) -> str:
+        return f"HttpSource({self.url!r})"
+
+
+class Directory(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it is written which mailbox an address means and which server holds it.
+
+    ``ttl`` and ``negative_ttl`` are seconds that an answer is remembered, ``size`` is how many. ``missing``,
+    ``unknown_server`` and ``server_down`` are ``pool`` or ``refuse``.
+    """
+
+    name: str
+    source: LdapSource | FileSource | HttpSource
+    ttl: float = 300.0
+    negative_ttl: float = 30.0
+    size: int = 1_000_000
+    missing: str = "pool"
+    unknown_server: str = "refuse"
+    server_down: str = "refuse"
 
 
 # --- TLS ------------------------------------------------------------------------------------------------------
@@ -154,7 +235,8 @@ class KeyPair(msgspec.Struct, frozen=True, kw_only=True):
 class ListenerTls(msgspec.Struct, frozen=True, kw_only=True):
     """How TLS is ended. ``ticket_keys`` are 80 bytes each: the first makes tickets, the others still open theirs.
 
-    ``client_ca`` is PEM; ``client_certificate`` is ``required``, ``optional`` or empty.
+    ``client_ca`` is PEM; ``client_certificate`` is ``required``, ``optional`` or empty. ``mode`` is ``implicit`` (TLS
+    from the first byte) or ``starttls`` (when the client asks for it in its protocol's words).
     """
 
     certificates: tuple[KeyPair, ...]
@@ -167,13 +249,18 @@ class ListenerTls(msgspec.Struct, frozen=True, kw_only=True):
     client_certificate: str = ""
     session_tickets: bool = True
     ticket_keys: tuple[bytes, ...] = ()
+    mode: str = "implicit"
 
     def __repr__(self) -> str:
         return f"ListenerTls({self.certificates!r})"
 
 
 class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
-    """How a server is spoken to. ``ca`` is PEM; empty: the system's. ``server_name`` is what it must prove to be."""
+    """How a server is spoken to. ``ca`` is PEM; empty: the system's. ``server_name`` is what it must prove to be.
+
+    ``mode`` is ``implicit``, ``starttls``, or ``auto`` for mail: a server that greets in the clear is asked for
+    STARTTLS, one that stays silent gets a handshake; without TLS it is never spoken to.
+    """
 
     server_name: str = ""
     ca_file: str = ""
@@ -182,6 +269,7 @@ class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
     certificate: KeyPair | None = None
     alpn: tuple[str, ...] = ()
     min_version: str = "1.2"
+    mode: str = "implicit"
 
 
 class TicketSecret(msgspec.Struct, frozen=True):
@@ -225,6 +313,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     limits: tuple[Limit, ...] = ()
     slot: int = 0
+    addresses: Addresses = Addresses()
 
 
 # --- pools ----------------------------------------------------------------------------------------------------
@@ -247,6 +336,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     slot: int = 0
     origin: str = ""  # the configuration's name, where DNS made several servers of one
     tls: ServerTls | None = None
+    ports: dict[str, int] = {}  # by protocol, where it has several; ``address`` has the first of them
+
+    def address_for(self, protocol: str) -> Address:
+        """Where it is spoken to in that protocol."""
+        port = self.ports.get(protocol)
+        return self.address if port is None else Address(self.address.host, port)
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -298,7 +393,13 @@ class TlsSessionKey(msgspec.Struct, frozen=True, tag="tls_session"):
     expire: float = 1800.0
 
 
-PersistenceKey = InsertedCookie | LearnedCookie | HeaderKey | SourceKey | TlsSessionKey
+class MailboxKey(msgspec.Struct, frozen=True, tag="mailbox"):
+    """All sessions of a mailbox, in every protocol, are on one server; ``expire`` counts from the end of the last."""
+
+    expire: float = 900.0
+
+
+PersistenceKey = InsertedCookie | LearnedCookie | HeaderKey | SourceKey | TlsSessionKey | MailboxKey
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +413,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     protocol: str = ""  # for ``protocol``: whose probe
     port: int = 0  # 0: the server's own
+    scope: str = "server"  # what a failed check of one protocol takes a server out for: ``protocol``, ``server``
+    protocols: tuple[str, ...] = ()  # for ``protocol``: all that are checked, where servers have ``ports``
 
 
 class Outliers(msgspec.Struct, frozen=True):
@@ -356,6 +459,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     http_version: str = "1.1"  # that HTTP servers are spoken to in
     idle_connections: int = 64  # kept open without work, for each server and worker
     slot: int = 0
+    login_as: str = "typed"  # what reaches a mail server: the name as it was ``typed``, or its ``mailbox``
+    # How mail servers learn a client's address, by protocol: none, id, xclient, proxy-v1, proxy-v2.
+    client_address: dict[str, str] = {}
 
 
 # --- the whole ------------------------------------------------------------------------------------------------
@@ -387,6 +493,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     drain: float = 30.0  # seconds that established connections get at the end
     file: str = ""
     ticket_secrets: tuple[TicketSecret, ...] = ()  # the newest first
+    directories: tuple[Directory, ...] = ()
 
 
 def encode(snapshot: Snapshot) -> bytes:

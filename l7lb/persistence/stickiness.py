@@ -23,7 +23,7 @@ from l7lb.core.snapshot import (
     HeaderKey,
     InsertedCookie,
     LearnedCookie,
-    PersistenceKey,
+    MailboxKey,
     Pool,
     SourceKey,
     TlsSessionKey,
@@ -32,6 +32,7 @@ from l7lb.persistence.setcookie import parse_set_cookie, unquoted
 from l7lb.persistence.table import Table
 from l7lb.persistence.tables import Tables
 
+SoftKey = InsertedCookie | LearnedCookie | HeaderKey | SourceKey | TlsSessionKey
 Offer = tuple[str, str]  # a server's name, and the kind of key that names it
 
 TOKEN = 10  # bytes of the inserted cookie's token; it has twice as many hexadecimal digits
@@ -284,7 +285,8 @@ def make_stickiness(pool: Pool, tables: Tables, wall: Callable[[], float] = time
 
     ``wall`` is the Unix time, for cookies that expire at a date. Raises ValueError for a setting that can't work.
     """
-    keys = [_make_key(pool, config, tables, wall) for config in pool.persistence]
+    configs = [config for config in pool.persistence if not isinstance(config, MailboxKey)]  # that is claimed, not kept
+    keys = [_make_key(pool, config, tables, wall) for config in configs]
     if not keys:
         return None
     if len(keys) == 1 and isinstance(keys[0], InsertedCookieKey):
@@ -292,7 +294,7 @@ def make_stickiness(pool: Pool, tables: Tables, wall: Callable[[], float] = time
     return Keys(keys, any(isinstance(key, LearnedCookieKey | IssuedSessionKey) for key in keys))
 
 
-def _make_key(pool: Pool, config: PersistenceKey, tables: Tables, wall: Callable[[], float]) -> Key:
+def _make_key(pool: Pool, config: SoftKey, tables: Tables, wall: Callable[[], float]) -> Key:
     match config:
         case InsertedCookie():
             return InsertedCookieKey(pool, config)
