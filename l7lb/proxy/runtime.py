@@ -18,6 +18,7 @@ import msgspec
 
 from l7lb.core.contracts import ProtocolSpec, SessionFactory
 from l7lb.core.dates import DATES
+from l7lb.core.directory import Directories
 from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
 from l7lb.core.record import AccessRecord
 from l7lb.core.servers import PoolState, ServerState
@@ -51,7 +52,10 @@ STAGES: tuple[Callable[[Listener], StageMaker | None], ...] = (proxy_stage,)
 
 
 class Runtime:
-    """A worker's data path. ``report`` gets what passive health must know, ``observe`` every access record."""
+    """A worker's data path. ``report`` gets what passive health must know, ``observe`` every access record.
+
+    ``directories`` are asked where mailboxes live; without them nobody is asked.
+    """
 
     def __init__(
         self,
@@ -62,8 +66,10 @@ class Runtime:
         report: Callable[[ServerResult], None],
         observe: Callable[[AccessRecord], None] | None = None,
         limits: Limits | None = None,
+        directories: Directories | None = None,
     ) -> None:
         self.loop = loop
+        self.directories = directories
         self.snapshot: Snapshot | None = None
         self.drained = asyncio.Event()
         self.timers = Timers(loop)
