@@ -16,7 +16,7 @@ COMPILER_PACKAGES := gcc=gcc /usr/include/python3*/Python.h=python3-dev
 BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
 REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
 	ping=iputils-ping ps=procps strace=strace taskset=util-linux openssl=openssl nghttp=nghttp2-client sslscan=sslscan \
-	systemd-analyze=systemd
+	systemd-analyze=systemd slapd=slapd
 
 .PHONY: help demo test lint unit compiled scenario serial versions bench soak fuzz lock wheel environment packages compiler-packages all-packages clean
 

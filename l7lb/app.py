@@ -77,7 +77,26 @@ def state(words: list[str]) -> int:
     return process.main(["--socket", str(options.directory / STATE_SOCKET), "--size", options.size, *save])
 
 
-ENTRIES = {"worker": worker, "state": state, "supervisor": supervisor}
+def directories(words: list[str]) -> int:
+    """The directory process."""
+    parser = argparse.ArgumentParser(prog="l7lb directories")
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--user", default="")
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
+    options = parser.parse_args(words)
+    # All of it, before the program may be where the node's user can't read it.
+    from l7lb.proxy.workers import logs, privileges
+    from l7lb.proxy.workers.children import DIRECTORIES_SOCKET
+    from l7lb.routing.directory import file, http, ldap, process  # noqa: F401
+
+    logs.configure("directories", options.log_level, options.log_format)
+    if options.user:
+        privileges.drop(privileges.User.parse(options.user))
+    return process.main(["--socket", str(options.directory / DIRECTORIES_SOCKET)])
+
+
+ENTRIES = {"worker": worker, "state": state, "directories": directories, "supervisor": supervisor}
 
 
 def main(words: list[str]) -> int:

@@ -179,6 +179,7 @@ class Crew:
             retire=settings.without_supervisor,
             size=effective.tables.size,
             save=str(settings.state / "tables") if settings.state is not None else "",
+            directories=bool(effective.directories),
         )
         await self.want(effective.workers)
 

@@ -18,6 +18,7 @@ from l7lb.proxy.workers import channel
 
 WORKER = "worker"
 STATE = "state"
+DIRECTORIES = "directories"
 SUPERVISOR = "supervisor"
 TRIAL = "trial"  # of the keeper's own new code, before it replaces itself
 
@@ -25,6 +26,7 @@ TRIAL = "trial"  # of the keeper's own new code, before it replaces itself
 KEEPER_SOCKET = "keeper.sock"
 NODE_SOCKET = "node.sock"  # the supervisor's, for its workers
 STATE_SOCKET = "state.sock"
+DIRECTORIES_SOCKET = "directories.sock"
 
 FIRST_PAUSE = 0.1  # seconds before a child that died young is started again; doubled each time
 LONGEST_PAUSE = 10.0

@@ -10,6 +10,8 @@ wanted, as often as it is called. So a crash in the middle of anything needs no 
   sockets of workers that were configured away stay with their siblings.
 - Unix sockets and those that systemd handed over are single, and all ready workers accept from them.
 - A new generation (new code) is started beside the old one. An old worker leaves when its successor is ready.
+- The directory process is one of each generation, while there are directories; an old one ends when the last worker
+  that it answers has left it.
 - A worker writes its own block of the counts, which nobody else gets before it has ended; its gauges are zeroed then.
 """
 
@@ -26,7 +28,17 @@ from typing import Any
 
 from l7lb.proxy.counts import ROWS, Counts
 from l7lb.proxy.workers import channel, listening
-from l7lb.proxy.workers.children import STATE, WORKER, Child, Pauses, free_block, program, spawn, start_worker
+from l7lb.proxy.workers.children import (
+    DIRECTORIES,
+    STATE,
+    WORKER,
+    Child,
+    Pauses,
+    free_block,
+    program,
+    spawn,
+    start_worker,
+)
 
 log = logging.getLogger("l7lb.keeper")
 
@@ -83,6 +95,7 @@ class Wanted:
     retire: float = 3600.0
     options: list[str] = field(default_factory=list)  # of a worker's command line
     state: list[str] | None = None  # of the state process's command line
+    directories: list[str] | None = None  # of the directory process's command line; None: there are no directories
 
 
 class Herd:
@@ -133,7 +146,7 @@ class Herd:
             self._cells.clear_gauges(child.block, self.wanted.rows)
             self._count_blocks()
         self._ended(child, code)
-        if child.kind in (WORKER, STATE) and not child.leaving:
+        if child.kind in (WORKER, STATE, DIRECTORIES) and not child.leaving:
             pause = self.pauses.ended(child, now)
             end = "has ended" if code is None else f"ended with {code}" if code >= 0 else f"was ended by signal {-code}"
             log.warning("%s %d (%d) %s; a new one starts in %.1f s", child.kind, child.index, child.pid, end, pause)
@@ -148,7 +161,7 @@ class Herd:
         self._leaving(child)
 
     def end(self, seconds: float, now: float) -> None:
-        """Drain all workers within so many seconds, then end the state process."""
+        """Drain all workers within so many seconds, then end the state process and the directory process."""
         self.ending = True
         for child in self.workers:
             limit = now + seconds
@@ -197,9 +210,13 @@ class Herd:
             successor = current.get(child.index)
             if (extra and replaced) or (old and successor is not None and successor.ready):
                 self.let_go(child, now + self.wanted.retire)
+        for child in list(self.of_kind(DIRECTORIES)):
+            if self.wanted.directories is None or child.generation != self.wanted.generation:
+                self.let_go(child, now + self.wanted.retire)
         if self.ending and not self.workers:
-            for child in self.of_kind(STATE):
-                self.let_go(child, now + SAVING)
+            for kind in (STATE, DIRECTORIES):
+                for child in self.of_kind(kind):
+                    self.let_go(child, now + SAVING)
 
     def _share(self) -> dict[int, dict[str, frozenset[int]]]:
         """By process: the sockets' numbers that it should accept from, for each bind."""
@@ -278,6 +295,8 @@ class Herd:
         times = []
         if self.wanted.state is not None and not any(self.of_kind(STATE)):
             times.append(self._start_one(STATE, 0, now))
+        if self.wanted.directories is not None and not any(self.of_kind(DIRECTORIES)):
+            times.append(self._start_one(DIRECTORIES, 0, now))
         current = self._current()
         missing = [index for index in range(self.wanted.count) if index not in current]
         times.extend(self._start_one(WORKER, index, now) for index in missing)
@@ -292,8 +311,10 @@ class Herd:
         if block is None:
             return None  # all are taken by workers that leave; the next end of one comes here again
         try:
-            if kind == STATE:
-                self.add(Child(STATE, spawn(program("l7lb.app", STATE, *(self.wanted.state or []))), started=now))
+            if kind != WORKER:
+                options = self.wanted.state if kind == STATE else self.wanted.directories
+                pid = spawn(program("l7lb.app", kind, *(options or [])))
+                self.add(Child(kind, pid, generation=self.wanted.generation, started=now))
                 return None
             child = start_worker(self.wanted.options, index, block, self.wanted.generation, now)
         except OSError as error:

@@ -2,9 +2,9 @@
 
     python -m l7lb.proxy.workers.keeper --directory DIR --config FILE [--user UID:GID:GROUPS] --peer FD
 
-It opens, holds and hands out listening sockets, holds the counts and (opaque) the last snapshot, starts the workers and
-the state process and starts them again when they die, with or without a supervisor. It reads nothing from the
-network and decides nothing about traffic. Standard library only, one thread, one loop.
+It opens, holds and hands out listening sockets, holds the counts and (opaque) the last snapshot, starts the workers,
+the state process and the directory process, and starts them again when they die, with or without a supervisor. It reads
+nothing from the network and decides nothing about traffic. Standard library only, one thread, one loop.
 
 **Who may speak to it**: ``keeper.sock`` in DIR accepts root, the keeper's own user and the node's user, and none of
 the workers. Packets are those of :mod:`l7lb.proxy.workers.channel`; a request has ``id`` and ``op``, its reply the same
@@ -36,7 +36,17 @@ from pathlib import Path
 from l7lb.core.unixpath import short_path
 from l7lb.proxy import counts
 from l7lb.proxy.workers import channel, listening, logs, privileges
-from l7lb.proxy.workers.children import KEEPER_SOCKET, STATE, SUPERVISOR, TRIAL, WORKER, Child, program, spawn
+from l7lb.proxy.workers.children import (
+    DIRECTORIES,
+    KEEPER_SOCKET,
+    STATE,
+    SUPERVISOR,
+    TRIAL,
+    WORKER,
+    Child,
+    program,
+    spawn,
+)
 from l7lb.proxy.workers.herd import Bind, Herd, Wanted
 from l7lb.proxy.workers.requests import REQUESTS, ROLELESS, Peer, Refused, Request
 
@@ -95,7 +105,7 @@ class Keeper:
         log.info("all processes have ended, and so does the keeper")
 
     def _over(self) -> bool:
-        return self.herd.ending and not any(child.kind in (WORKER, STATE) for child in self.herd.children)
+        return self.herd.ending and not any(child.kind in (WORKER, STATE, DIRECTORIES) for child in self.herd.children)
 
     def _alone(self, now: float) -> float | None:
         """Without a supervisor for too long, drain; returns the seconds that are left."""

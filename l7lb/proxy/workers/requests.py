@@ -24,7 +24,7 @@ from l7lb.proxy.workers.herd import Bind
 if TYPE_CHECKING:
     from l7lb.proxy.workers.keeper import Keeper
 
-PROTOCOL = 1  # grows when the packets change; ``hello`` and ``upgrade`` stay as they are for ever
+PROTOCOL = 2  # grows when the packets change; ``hello`` and ``upgrade`` stay as they are for ever
 BINDS = 1024
 LONGEST = 1e9  # seconds
 HIGHEST = 2**31 - 1
@@ -107,7 +107,7 @@ def hello(request: Request) -> Answer:
 
 
 def settings(request: Request) -> Answer:
-    """How workers and the state process are started, and the times."""
+    """How workers, the state process and the directory process are started, and the times."""
     keeper = request.keeper
     level, kind = request.text("log_level"), request.text("log_format")
     if level not in logs.LEVELS or kind not in logs.KINDS:
@@ -121,6 +121,7 @@ def settings(request: Request) -> Answer:
         common += ["--user", str(keeper.user)]
     wanted.options = [*common, "--without-supervisor", str(keeper.without_supervisor)]
     wanted.state = [*common, "--size", str(request.integer("size", 1, HIGHEST))]
+    wanted.directories = list(common) if request.packet.get("directories") else None
     if request.text("save"):
         wanted.state += ["--save", request.text("save")]
     return {}, []

@@ -37,7 +37,8 @@ from l7lb.persistence.link import StateLink
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.runtime import Runtime
 from l7lb.proxy.workers import channel, logs, privileges, wire
-from l7lb.proxy.workers.children import NODE_SOCKET, STATE_SOCKET
+from l7lb.proxy.workers.children import DIRECTORIES_SOCKET, NODE_SOCKET, STATE_SOCKET
+from l7lb.routing.directory.link import DirectoryLink
 
 log = logging.getLogger("l7lb.worker")
 
@@ -64,9 +65,12 @@ class Worker:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         limits = Limits()
-        self.runtime = Runtime(self.loop, protocols, counts, tables, self.report, limits=limits)
         self.options = options
         self.directory = Path(options.directory)
+        self._directories = DirectoryLink(self.loop, self.directory / DIRECTORIES_SOCKET)
+        self.runtime = Runtime(
+            self.loop, protocols, counts, tables, self.report, limits=limits, directories=self._directories
+        )
         self.configured = asyncio.Event()
         self.leaving = asyncio.Event()
         self.leave_within = 0.0
@@ -86,9 +90,10 @@ class Worker:
         self.loop.add_reader(control.fileno(), self._controlled)
         self.loop.add_signal_handler(signal.SIGTERM, self._terminated)
         self.loop.add_signal_handler(signal.SIGUSR1, self.runtime.reopen_logs)
-        tasks = [asyncio.ensure_future(work) for work in (self._state_link.run(), self._link_for_ever(), self._begin())]
+        lasting = (self._state_link.run(), self._link_for_ever(), self._directories.run())
+        tasks = [asyncio.ensure_future(work) for work in (*lasting, self._begin())]
         leaving = asyncio.ensure_future(self.leaving.wait())
-        await asyncio.wait([*tasks[:2], leaving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*tasks[:-1], leaving], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done():
                 task.result()  # a fault: end, and let a successor begin anew
@@ -245,6 +250,7 @@ class Worker:
             try:
                 self._tables.resize(wanted.tables)
                 self.runtime.apply(wanted)
+                self._directories.use(wanted.directories)
             except Exception as error:  # a protocol's factory may raise anything, and the old snapshot still serves
                 log.exception("configuration %d can't be used", wanted.version)
                 problem = f"{type(error).__name__}: {error}"

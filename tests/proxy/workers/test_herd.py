@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from l7lb.proxy import counts
 from l7lb.proxy.workers import channel, herd
-from l7lb.proxy.workers.children import STATE, WORKER, Child, Pauses
+from l7lb.proxy.workers.children import DIRECTORIES, STATE, WORKER, Child, Pauses
 from l7lb.proxy.workers.herd import Bind, Herd
 from l7lb.proxy.workers.listening import open_sockets
 
@@ -61,7 +61,20 @@ class World:
             lambda child: self.events.append(("leaving", child.pid)),
             lambda child, code: self.events.append(("ended", child.pid)),
         )
+        self.commands: list[list[str]] = []
         monkeypatch.setattr(herd, "start_worker", self.start_worker)
+        monkeypatch.setattr(herd, "spawn", self.spawn)
+        monkeypatch.setattr(herd, "Child", self.make_child)
+
+    def spawn(self, command: list[str]) -> int:
+        self.commands.append(command)
+        self.pid += 1
+        return self.pid
+
+    def make_child(self, kind: str, pid: int, **fields) -> FakeChild:
+        child = FakeChild(kind, pid, **fields)
+        child.control, child.theirs = channel.pair()
+        return child
 
     def start_worker(self, options, index: int, block: int, generation: int, now: float) -> FakeChild:
         ours, theirs = channel.pair()
@@ -203,6 +216,61 @@ def test_the_end_is_drain_then_state_then_nothing(world: World, monkeypatch) -> 
     world.advance(herd.SAVING + herd.GRACE)
     assert state.signals == (signal.SIGTERM, signal.SIGKILL)
     world.herd.children.clear()
+
+
+def directories(world: World) -> list[Child]:
+    return [child for child in world.herd.children if child.kind == DIRECTORIES]
+
+
+def test_the_directory_process_is_there_while_there_are_directories(world: World) -> None:
+    world.advance()
+    assert directories(world) == []
+    world.herd.wanted.directories = ["--directory", "run"]
+    world.advance()
+    world.advance()
+    (child,) = directories(world)
+    assert world.commands[-1][-4:] == ["l7lb.app", "directories", "--directory", "run"]
+    world.herd.remove(child, world.now)
+    world.advance()
+    (child,) = directories(world)
+    world.herd.wanted.directories = None
+    world.advance()
+    world.advance()
+    assert isinstance(child, FakeChild)
+    assert child.signals == (signal.SIGTERM,)
+    assert directories(world) == [child]
+    world.herd.remove(child, world.now)
+    world.advance(60.0)
+    assert directories(world) == []
+
+
+def test_new_code_has_a_directory_process_of_its_own_beside_the_old(world: World) -> None:
+    world.herd.wanted.directories = []
+    world.advance()
+    (old,) = directories(world)
+    world.herd.wanted.generation = 1
+    world.advance()
+    kept, new = directories(world)
+    assert kept is old
+    assert isinstance(old, FakeChild)
+    assert old.signals == (signal.SIGTERM,)
+    assert (old.leaving, new.leaving, new.generation) == (True, False, 1)
+    world.advance(100.0)
+    assert old.signals == (signal.SIGTERM,)  # it answers old workers as long as they may take
+
+
+def test_the_directory_process_ends_after_the_workers(world: World) -> None:
+    world.herd.wanted.count, world.herd.wanted.directories = 1, []
+    world.advance()
+    (worker,) = ready(world)
+    (child,) = directories(world)
+    assert isinstance(child, FakeChild)
+    world.herd.end(5.0, world.now)
+    world.advance()
+    assert child.signals == ()
+    world.herd.remove(worker, world.now)
+    world.advance()
+    assert child.signals == (signal.SIGTERM,)
 
 
 def test_a_worker_that_is_never_ready_is_killed(world: World) -> None:

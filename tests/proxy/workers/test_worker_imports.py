@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 FORBIDDEN = (
-    "pydantic", "ruamel", "aiohttp", "click", "rich", "prometheus_client", "structlog", "dns", "icmplib",
+    "pydantic", "ruamel", "aiohttp", "click", "rich", "prometheus_client", "structlog", "dns", "icmplib", "ldap3",
     "l7lb.config", "l7lb.control", "l7lb.cli", "l7lb.testing",
 )  # fmt: skip
 
