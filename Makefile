@@ -16,14 +16,17 @@ COMPILER_PACKAGES := gcc=gcc /usr/include/python3*/Python.h=python3-dev
 BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
 REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
 	ping=iputils-ping ps=procps strace=strace taskset=util-linux openssl=openssl nghttp=nghttp2-client sslscan=sslscan \
-	systemd-analyze=systemd slapd=slapd
+	systemd-analyze=systemd swaks=swaks mbsync=isync fetchmail=fetchmail ldapsearch=ldap-utils
+MAIL_PACKAGES := /usr/lib/dovecot/imap-login=dovecot-imapd /usr/lib/dovecot/pop3-login=dovecot-pop3d \
+	/usr/lib/dovecot/lmtp=dovecot-lmtpd /usr/lib/dovecot/submission-login=dovecot-submissiond \
+	/usr/lib/dovecot/managesieve-login=dovecot-managesieved sievec=dovecot-sieve postfix=postfix slapd=slapd
 
-.PHONY: help demo test lint unit compiled scenario serial versions bench soak fuzz lock wheel environment packages compiler-packages all-packages clean
+.PHONY: help demo test lint unit compiled scenario serial versions bench soak fuzz lock wheel environment packages mail-packages compiler-packages all-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-demo: environment ## servers, the load balancer and clients; shows what goes where, and a server's death
+demo: mail-packages environment ## servers, the load balancer and clients; shows what goes where, and a server's death
 	@$(BIN)/l7lb demo
 
 test: all-packages environment ## everything that must pass, fastest first, in some minutes
@@ -95,13 +98,16 @@ environment:
 	@.ci/environment
 
 packages:
-	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES)
+	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES) $(MAIL_PACKAGES)
+
+mail-packages:
+	@.ci/packages $(BASE_PACKAGES) $(MAIL_PACKAGES)
 
 compiler-packages:
 	@.ci/packages $(BASE_PACKAGES) $(COMPILER_PACKAGES)
 
 all-packages:
-	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES) $(COMPILER_PACKAGES)
+	@.ci/packages $(BASE_PACKAGES) $(REAL_PACKAGES) $(MAIL_PACKAGES) $(COMPILER_PACKAGES)
 
 clean: ## what these targets made in this folder
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """A cluster on this machine: a node with a configuration, and a web server for each server that it names.
 
-Every address on 127.0.0.1 that the configuration holds gets a port that is free; where ``keep_ports`` is set, those
+Every port of 127.0.0.1 that the configuration holds becomes one that is free; where ``keep_ports`` is set, those
 that are free already stay. The changed configuration is ``l7lb.yaml`` in the cluster's directory, beside ``run/`` with
 the node's sockets and logs. All processes are on a leash: they end with the one that started them.
 """
@@ -26,6 +26,7 @@ from l7lb.control.client import AdminClient, AdminError
 PATIENCE = 30.0  # seconds for what is waited for
 PORTS = range(15_000, 32_000)  # below those that the kernel gives to outgoing connections
 ADDRESS = re.compile(r"\b127\.0\.0\.1:([0-9]{2,5})\b")
+PORTS_OF_ONE = re.compile(r"\bports: \{[^}]*\}")
 
 
 class Unexpected(Exception):
@@ -66,8 +67,7 @@ def place(text: str, keep: bool) -> str:
     taken: dict[str, str] = {}
     chance = random.SystemRandom()
 
-    def replacement(found: re.Match[str]) -> str:
-        port = found[1]
+    def other(port: str) -> str:
         if port not in taken:
             if not keep or not is_free(int(port)):
                 tries = (chance.choice(PORTS) for _ in range(1000))
@@ -75,9 +75,13 @@ def place(text: str, keep: bool) -> str:
                 taken[port] = next(str(one) for one in tries if str(one) not in known and is_free(one))
             else:
                 taken[port] = port
-        return f"127.0.0.1:{taken[port]}"
+        return taken[port]
 
-    return ADDRESS.sub(replacement, text)
+    def others(found: re.Match[str]) -> str:
+        return re.sub(r"(?<=: )[0-9]+", lambda number: other(number[0]), found[0])
+
+    text = PORTS_OF_ONE.sub(others, text)
+    return ADDRESS.sub(lambda found: f"127.0.0.1:{other(found[1])}", text)
 
 
 class Cluster:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import http.client
+import ipaddress
 import shutil
 import socket
 import ssl
@@ -40,7 +41,7 @@ def make_certificates(directory: Path) -> None:
 
 
 def make_certificate(directory: Path, name: str, hosts: Sequence[str]) -> None:
-    """Write NAME.pem and NAME.key for these hosts."""
+    """Write NAME.pem and NAME.key for these hosts and addresses."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"l7lb demo {name}")])
     now = datetime.datetime.now(datetime.UTC)
@@ -48,7 +49,9 @@ def make_certificate(directory: Path, name: str, hosts: Sequence[str]) -> None:
     builder = builder.serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
     builder = builder.not_valid_after(now + datetime.timedelta(days=1))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False)
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -58,6 +61,13 @@ def make_certificate(directory: Path, name: str, hosts: Sequence[str]) -> None:
     file = directory / f"{name}.key"
     file.touch(mode=0o600)
     file.write_bytes(secret)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 class Visit(NamedTuple):

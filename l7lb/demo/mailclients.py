@@ -1,0 +1,302 @@
+"""Clients of mail for the demo, the example and the tests: they log in, say which server they have got, and send."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import imaplib
+import poplib
+import re
+import smtplib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from email.message import EmailMessage
+from email.utils import make_msgid
+from pathlib import Path
+from typing import NamedTuple, Self
+
+SECONDS = 40.0  # longer than a login waits while its mailbox moves
+RETRY = 0.3  # seconds until a sender tries again what was refused for now
+
+
+class Target(NamedTuple):
+    """Where a client connects, as HOST:PORT; with ``certificate`` TLS is spoken and the server's verified by that
+    file: from the first byte where ``implicit``, else by STARTTLS. ``source`` is the client's own address.
+    """
+
+    address: str
+    certificate: Path | None = None
+    implicit: bool = False
+    source: str = "127.0.0.1"
+
+    @property
+    def host(self) -> str:
+        """The address' host."""
+        return self.address.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        """The address' port."""
+        return int(self.address.rpartition(":")[2])
+
+    def context(self) -> ssl.SSLContext:
+        """What verifies the server."""
+        return ssl.create_default_context(cafile=str(self.certificate))
+
+    def connect(self) -> socket.socket:
+        """A connection, with its handshake done where TLS is implicit. Raises OSError."""
+        sock = socket.create_connection((self.host, self.port), SECONDS, source_address=(self.source, 0))
+        if self.certificate is not None and self.implicit:
+            return self.context().wrap_socket(sock, server_hostname=self.host)
+        return sock
+
+
+class Imap(imaplib.IMAP4):
+    """IMAP; ``server()`` asks who is there (ID, RFC 2971)."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        super().__init__(target.host, target.port)
+        if target.certificate is not None and not target.implicit:
+            self.starttls(target.context())
+
+    def _create_socket(self, timeout: float | None) -> socket.socket:
+        return self.target.connect()
+
+    def server(self) -> str:
+        """The server's name."""
+        self.untagged_responses.pop("ID", None)
+        self.xatom("ID", "NIL")
+        text = b"".join(part for part in self.response("ID")[1] if isinstance(part, bytes))
+        found = re.search(rb'"name" "([^"]*)"', text)
+        return found[1].decode() if found else ""
+
+
+imaplib.Commands.setdefault("ID", ("NONAUTH", "AUTH", "SELECTED"))
+
+
+class Pop(poplib.POP3):
+    """POP3; which server it was only the server's log tells."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        super().__init__(target.host, target.port, SECONDS)
+        if target.certificate is not None and not target.implicit:
+            self.stls(target.context())
+
+    def _create_socket(self, timeout: float) -> socket.socket:
+        return self.target.connect()
+
+
+class Smtp(smtplib.SMTP):
+    """SMTP, submission; ``server()`` asks for the name of who is there."""
+
+    def __init__(self, target: Target, name: str = "client.example.org") -> None:
+        self.target = target
+        super().__init__(target.host, target.port, name, SECONDS)
+        if target.certificate is not None and not target.implicit:
+            self.starttls(context=target.context())
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        return self.target.connect()
+
+    def server(self) -> str:
+        """The server's name, once it is the server that answers: behind a login."""
+        return self.ehlo()[1].decode().splitlines()[0].partition(".")[0]
+
+
+class Lmtp(smtplib.LMTP):
+    """LMTP."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target.host, target.port, "client.example.org")
+
+    def deliver(self, sender: str, recipients: Sequence[str], message: bytes) -> list[tuple[int, bytes]]:
+        """The replies to RCPT that refused, or to the end of data: one for each recipient, in their order."""
+        self.ehlo_or_helo_if_needed()
+        self.mail(sender)
+        answers = [self.rcpt(each) for each in recipients]
+        accepted = [code == 250 for code, _ in answers]
+        if any(accepted):
+            found = [self.data(message)]
+            found += [self.getreply() for _ in range(sum(accepted) - 1)]
+            replies = iter(found)
+            answers = [next(replies) if good else answer for good, answer in zip(accepted, answers, strict=True)]
+        return answers
+
+
+class SieveError(Exception):
+    """The server answered NO or BYE; the text is its line."""
+
+
+class Sieve:
+    """ManageSieve (RFC 5804), as far as it is needed; ``server()`` is the implementation's name behind the login."""
+
+    def __init__(self, target: Target) -> None:
+        self._sock = target.connect()
+        self._file = self._sock.makefile("rb")
+        self.capabilities = self._answer()
+        if target.certificate is not None and not target.implicit:
+            self.command("STARTTLS")
+            self._file.close()
+            self._sock = target.context().wrap_socket(self._sock, server_hostname=target.host)
+            self._file = self._sock.makefile("rb")
+            self.capabilities = self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def command(self, text: str) -> list[str]:
+        """The lines that a command is answered with. Raises SieveError where it is refused."""
+        self._sock.sendall(f"{text}\r\n".encode())
+        return self._answer()
+
+    def login(self, user: str, password: str) -> None:
+        """By PLAIN. Raises SieveError."""
+        text = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
+        self.command(f'AUTHENTICATE "PLAIN" "{text}"')
+
+    def server(self) -> str:
+        """The server's name."""
+        found = next(line for line in self.command("CAPABILITY") if line.startswith('"IMPLEMENTATION"'))
+        return found.split('"')[3]
+
+    def put(self, name: str, script: str) -> None:
+        """Store a script and make it the active one. Raises SieveError."""
+        data = script.encode()
+        self._sock.sendall(f'PUTSCRIPT "{name}" {{{len(data)}+}}\r\n'.encode() + data + b"\r\n")
+        self._answer()
+        self.command(f'SETACTIVE "{name}"')
+
+    def logout(self) -> None:
+        """Say goodbye and close."""
+        self.command("LOGOUT")
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._file.close()
+        self._sock.close()
+
+    def _answer(self) -> list[str]:
+        lines: list[str] = []
+        while True:
+            line = self._file.readline().decode().rstrip("\r\n")
+            word = line.partition(" ")[0].upper()
+            if word == "OK":
+                return lines
+            if word in ("NO", "BYE", ""):
+                raise SieveError(line or "the connection was closed")
+            lines.append(line)
+
+
+def message(sender: str, recipient: str, text: str, message_id: str = "") -> EmailMessage:
+    """A small message."""
+    made = EmailMessage()
+    made["From"], made["To"], made["Subject"] = sender, recipient, text
+    made["Message-ID"] = message_id or make_msgid(domain="client.example.org")
+    made.set_content(f"{text}\n")
+    return made
+
+
+class Flow:
+    """Senders that hand messages to SMTP as other mail servers do: what is refused for now is tried again.
+
+    ``accepted`` are the Message-IDs with a 250 at the end of their data, each with its recipients. One whose end is
+    in doubt (the connection broke, or the answer was a 4xx, behind the data) is noted in ``doubtful`` and sent anew
+    under another Message-ID. ``refused`` are permanent refusals, which must not be.
+    """
+
+    def __init__(self, target: Target, recipients: Sequence[str], senders: int = 3, pause: float = 0.02) -> None:
+        self.accepted: dict[str, str] = {}
+        self.doubtful: list[str] = []
+        self.refused: list[str] = []
+        self.retries = 0
+        self._target = target
+        self._recipients = recipients
+        self._pause = pause
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number, senders)) for number in range(senders)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Send no more; messages that are under way are finished."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, first: int, step: int) -> None:
+        number = first
+        while not self._ending.is_set():
+            recipient = self._recipients[number % len(self._recipients)]
+            self._send(recipient, f"message {number}")
+            number += step
+            time.sleep(self._pause)
+
+    def _send(self, recipient: str, text: str) -> None:
+        while True:
+            made = message("sender@elsewhere.example", recipient, text)
+            outcome = self._try(made, recipient)
+            if outcome == "accepted":
+                self.accepted[str(made["Message-ID"])] = recipient
+                return
+            if outcome == "doubtful":
+                self.doubtful.append(str(made["Message-ID"]))
+            self.retries += 1
+            if len(self.refused) > 10 or (self._ending.is_set() and outcome != "doubtful" and self.retries > 1000):
+                return
+            time.sleep(RETRY)
+
+    def _try(self, made: EmailMessage, recipient: str) -> str:
+        """``accepted``, ``doubtful`` or ``later``."""
+        behind_data = False
+        try:
+            with contextlib.closing(Smtp(self._target)) as client:
+                client.ehlo()
+                for code, answer in (client.mail(str(made["From"])), client.rcpt(recipient)):
+                    if code != 250:
+                        self._judge(code, answer)
+                        return "later"
+                behind_data = True
+                code, answer = client.data(made.as_bytes())
+                if code == 250:
+                    with contextlib.suppress(OSError, smtplib.SMTPException):
+                        client.quit()
+                    return "accepted"
+                self._judge(code, answer)
+                return "doubtful"
+        except smtplib.SMTPDataError as error:  # DATA itself was refused
+            self._judge(error.smtp_code, error.smtp_error)
+            return "later"
+        except smtplib.SMTPResponseException as error:
+            self._judge(error.smtp_code, error.smtp_error)
+            return "doubtful" if behind_data else "later"
+        except (OSError, smtplib.SMTPException):
+            return "doubtful" if behind_data else "later"
+
+    def _judge(self, code: int, answer: bytes | str) -> None:
+        if 500 <= code < 600:
+            self.refused.append(f"{code} {answer!r}")
+
+
+@contextlib.contextmanager
+def quietly(close: Callable[[], object]) -> Iterator[None]:
+    """Close at the end, also where the connection is gone by then."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, imaplib.IMAP4.error, poplib.error_proto, smtplib.SMTPException, SieveError):
+            close()
