@@ -82,6 +82,7 @@ class Assignment:
         "queue_time",
         "reused",
         "server",
+        "server_tls",
         "set_cookie",
         "sticky",
     )
@@ -99,6 +100,9 @@ class Assignment:
         self.queue_time = 0.0
         self.connect_time = 0.0
         self.entry: Entry | None = None  # what a directory said of the mailbox
+        # TLS with the server: "" where none is wanted, "starttls" where the session must ask for it before it says
+        # anything of worth, "done".
+        self.server_tls = ""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -298,10 +302,14 @@ class ProtocolSpec:
 
 @dataclass(frozen=True)
 class ProbeTls:
-    """How a check speaks TLS; it stands in a probe's settings as ``tls`` where the server is spoken to that way."""
+    """How a check speaks TLS; it stands in a probe's settings as ``tls`` where the server is spoken to that way.
+
+    A ``mode`` other than ``implicit`` concerns the probes of protocols that have STARTTLS; for others it is the same.
+    """
 
     context: ssl.SSLContext
     name: str | None
+    mode: str = "implicit"  # as :class:`l7lb.core.snapshot.ServerTls` has it
 
 
 class Probe(Protocol):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7lb.core.snapshot import Addresses
+
+# Their servers speak first, and both sides can ask for TLS when the connection is there.
+MAIL_PROTOCOLS: Final = frozenset({"imap4", "pop3", "managesieve", "smtp", "submission", "lmtp"})
 
 
 def canonical(typed: bytes, rules: Addresses) -> bytes:

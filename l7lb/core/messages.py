@@ -22,13 +22,16 @@ class Configure(msgspec.Struct, tag="configure"):
 
 
 class ServerHealth(msgspec.Struct, tag="health"):
-    """The supervisor's verdict on one server; ``since`` is monotonic, 0.0 where it was up from the start."""
+    """The supervisor's verdict on one server; ``since`` is monotonic, 0.0 where it was up from the start. ``down`` has
+    the protocols that a healthy server is not to be used for.
+    """
 
     pool: str
     server: str
     healthy: bool
     ejected: bool
     since: float
+    down: tuple[str, ...] = ()
 
 
 class Drain(msgspec.Struct, tag="drain"):

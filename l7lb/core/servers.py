@@ -6,8 +6,13 @@ idle connections carry over. The supervisor decides health; the worker counts.
 
 from __future__ import annotations
 
+from typing import Final
+
+from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.core.snapshot import Pool, Server
 from l7lb.core.tally import Tally
+
+NO_PROTOCOLS: Final[frozenset[str]] = frozenset()
 
 
 class ServerState:
@@ -16,7 +21,8 @@ class ServerState:
     ``config`` may be set anew while it lives; ``limit`` is its ``max_connections``, and ``send_proxy`` stands there as
     well. ``active`` is what this worker has in progress, ``others`` what the node's other workers had when it last
     looked. ``latency`` is a moving average in seconds, 0.0 before the first answer. ``up_since`` is the monotonic time
-    from which slow start counts; 0.0: it was up from the start.
+    from which slow start counts; 0.0: it was up from the start. ``down`` has the protocols that its checks find dead
+    while others live, ``learned`` how connections in TLS mode ``auto`` found it to be spoken to, by protocol.
     """
 
     __slots__ = (
@@ -25,16 +31,19 @@ class ServerState:
         "_takes_new",
         "active",
         "dialer",
+        "down",
         "ejected",
         "failures",
         "healthy",
         "idle",
         "kept",
         "latency",
+        "learned",
         "limit",
         "name",
         "others",
         "pool",
+        "ports",
         "send_proxy",
         "slot",
         "tally",
@@ -47,6 +56,7 @@ class ServerState:
         self.name = config.name
         self.slot = config.slot
         self.healthy = True
+        self.down: frozenset[str] = NO_PROTOCOLS
         self.ejected = False
         self.up_since = 0.0
         self.active = 0
@@ -55,6 +65,7 @@ class ServerState:
         self.idle: list[object] = []  # the proxy's idle connections, newest last
         self.kept: list[object] = []  # those that began with a client's PROXY header and wait for that client alone
         self.dialer: object | None = None  # the proxy's way to speak TLS to it
+        self.learned: dict[str, str] = {}  # "implicit" or "starttls"
         self.tally = Tally()
         self.failures = 0  # in a row, in this worker
 
@@ -65,6 +76,7 @@ class ServerState:
         self._takes_new = config.state == "enabled" and config.weight > 0
         self.limit = config.max_connections
         self.send_proxy = config.send_proxy
+        self.ports = bool(config.ports)
 
     @property
     def config(self) -> Server:
@@ -84,6 +96,26 @@ class ServerState:
     def open(self) -> bool:
         """Whether new users may be sent to it: alive, not draining, not ejected, and of some weight."""
         return self.healthy and not self.ejected and self._takes_new
+
+    def alive_for(self, protocol: str) -> bool:
+        """Whether it can be used at all in that protocol (see :attr:`alive`)."""
+        return self.healthy and not self._disabled and protocol not in self.down
+
+    def open_for(self, protocol: str) -> bool:
+        """Whether new users may be sent to it in that protocol (see :attr:`open`)."""
+        return self.open and protocol not in self.down
+
+    def tls_mode(self, protocol: str) -> str:
+        """How TLS begins in that protocol: ``implicit``, ``starttls``, ``auto`` while it is not known; "": none.
+
+        Protocols without a request for TLS have it from the first byte.
+        """
+        tls = self._config.tls
+        if tls is None:
+            return ""
+        if protocol not in MAIL_PROTOCOLS:
+            return "implicit"
+        return self.learned.get(protocol, "auto") if tls.mode == "auto" else tls.mode
 
     @property
     def load(self) -> int:
@@ -110,16 +142,23 @@ class ServerState:
 class PoolState:
     """A pool in one worker: its compiled configuration and its servers' states, in the configuration's order.
 
-    ``response_header`` and ``response_body`` are timeouts in seconds, ``idle_connections`` is for each server.
+    ``response_header`` and ``response_body`` are timeouts in seconds, ``idle_connections`` is for each server,
+    ``announces`` the version of the PROXY header that servers get, by protocol, where ``client_address`` asks for it.
     """
 
     __slots__ = (
-        "by_name", "config", "http2", "idle_connections", "name", "response_body", "response_header", "servers",
+        "announces", "by_name", "config", "http2", "idle_connections", "name", "response_body", "response_header",
+        "servers",
     )  # fmt: skip
 
     def __init__(self, config: Pool, servers: list[ServerState]) -> None:
         self.name = config.name
         self.config = config
+        self.announces = {
+            protocol: how.removeprefix("proxy-")
+            for protocol, how in config.client_address.items()
+            if how.startswith("proxy-")
+        }
         self.http2 = config.http_version == "2"
         self.response_header = config.timeouts.response_header
         self.response_body = config.timeouts.response_body

@@ -27,6 +27,8 @@ from l7lb.core.actions import (
     Release,
     Side,
     Splice,
+    StartServerTls,
+    StartTls,
     ToClient,
     ToServer,
     Tunnel,
@@ -50,6 +52,7 @@ READ_BYTES: Final = 16 * 1024
 LINGER_SECONDS: Final = 2.0  # how long a client that still sends is listened to after its last answer
 LINGER_BYTES: Final = 4 * 1024 * 1024
 FLUSH_SECONDS: Final = 30.0  # how long the last answer may take to leave without progress
+QUIET_SECONDS: Final = 1.0  # without a byte for the client, behind which a tunnel is taken to be between answers
 KEPT: Final = 16  # connections without work to servers that were told who the client is
 NONE_KEPT: Final[list[ServerConnection]] = []  # of the many who never have one
 ANY: Final = ("0.0.0.0", "::")  # what a socket is bound to that takes connections to every address
@@ -218,6 +221,9 @@ class Connection(Endpoint):
         if side is CLIENT and self.phase == FLUSHING:
             self._closing()
             return
+        if side is CLIENT and self.phase == OPENING and self.opening is not None:
+            self.opening.flushed()
+            return
         if self.phase == OPEN:
             now = monotonic()
             postponed = self.postponed
@@ -377,6 +383,10 @@ class Connection(Endpoint):
             self.session = self.mux = action.session
             self.streams = {}
             return self.session.received(CLIENT, action.data, now)
+        elif isinstance(action, StartTls):
+            self.listener.secure(self, now)
+        elif isinstance(action, StartServerTls):
+            self.dispatcher.secure(self, now)
         return None
 
     def deliver(self, now: float) -> None:
@@ -504,6 +514,18 @@ class Connection(Endpoint):
             self.opening.patient = True
             if not patient:
                 self.close()
+
+    def dismiss(self, why: str, now: float) -> None:
+        """The node ends this session; ``why`` is text for the client (see :meth:`Session.dismissed`)."""
+        self.listener.dismiss(self, why, now)
+
+    def halt(self) -> bool:
+        """Stop copying. Whether the client was between two answers as far as can be seen: all that the server sent has
+        left, and some time ago. Otherwise what is said now could be taken for a part of an answer.
+        """
+        waiting = any(pump.waiting for pump in self.pumps or ())
+        self._stop_pumps()
+        return not waiting and (not self.tunnel or monotonic() - self.progress > QUIET_SECONDS)
 
     def _closing(self) -> None:
         """Everything has been written: close, or listen for a moment to a client that still sends."""

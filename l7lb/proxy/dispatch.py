@@ -28,7 +28,7 @@ from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
 from l7lb.proxy.queueing import Places
-from l7lb.proxy.tickets import CONNECTING, DONE, HELD, NEW, QUEUED, PoolRuntime, Ticket
+from l7lb.proxy.tickets import CONNECTING, DONE, HELD, NEW, QUEUED, SECURING, PoolRuntime, Ticket
 from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
 
 if TYPE_CHECKING:
@@ -142,12 +142,13 @@ class Dispatcher:
         Without such a key the balancer chooses, and None means that no server is open.
         """
         sticky = runtime.stickiness
+        tried = runtime.unfit(facts, tried)
         if sticky is not None:
             lost = [server.name for server in tried]
             found = sticky.find(facts, now, lost)
             while found is not None:
                 server = runtime.state.by_name.get(found[0])
-                if server is not None and server.alive:
+                if server is not None and server.alive_for(facts.protocol):
                     return server, found[1]
                 self._log_lost(runtime, found[0], now)
                 lost.append(found[0])
@@ -166,7 +167,7 @@ class Dispatcher:
             server, ticket.sticky = self.find(ticket.runtime, ticket.facts, now, ticket.tried)
             if server is None:
                 # All others were tried or are down: the first may have recovered.
-                server = ticket.runtime.balancer.choose(ticket.facts, now)
+                server = ticket.runtime.balancer.choose(ticket.facts, now, ticket.runtime.unfit(ticket.facts, []))
             if server is None:
                 ticket.connection.ticket = None
                 return ticket.connection.session.failed(failure, ticket.choice, now)
@@ -194,7 +195,11 @@ class Dispatcher:
         server = ticket.server
         idle = server.idle
         fresh = fresh or ticket.fresh
-        if server.send_proxy and not fresh:
+        protocol = ticket.facts.protocol
+        announce = server.send_proxy
+        if not announce and ticket.pool.announces:
+            announce = ticket.pool.announces.get(protocol, "")
+        if announce and not fresh:
             idle = ticket.connection.carrier.take_kept(server)
         while idle and not fresh:
             upstream = idle.pop()
@@ -208,7 +213,7 @@ class Dispatcher:
             return self._hold(ticket, upstream, now)
         ticket.reused = False
         try:
-            upstream, code = open_connection(self.loop, self.sender, server)
+            upstream, code = open_connection(self.loop, self.sender, server, protocol)
         except OSError as problem:
             self._log("descriptors", f"no connection to {server.pool}/{server.name}: {problem.strerror}", now)
             self._give_back(ticket, None, -1.0)
@@ -216,7 +221,8 @@ class Dispatcher:
             return ticket.connection.session.failed(Failure.CONNECTION_LIMIT, ticket.choice, now)
         ticket.upstream = upstream
         ticket.began = now
-        if code == 0 and server.dialer is None:
+        upstream.announce = announce
+        if code == 0 and not upstream.tls_first:
             upstream.read_more(True)
             return self._connected(ticket, upstream, now)
         if code not in (0, EINPROGRESS):
@@ -253,6 +259,11 @@ class Dispatcher:
         now = monotonic()
         upstream = ticket.upstream
         assert upstream is not None
+        if ticket.server.learned:
+            ticket.server.learned.pop(ticket.facts.protocol, None)
+        if ticket.phase == SECURING:
+            self._secured(ticket, upstream, problem, now)
+            return
         if problem:
             self.tls_failed(ticket.server, problem, now)
             upstream.ticket = None
@@ -262,10 +273,61 @@ class Dispatcher:
             else:
                 ticket.connection.settle(now)
             return
-        tls = upstream.tls
-        assert tls is not None
-        self._count(ticket.server, columns.RESUMED if tls.inner.session_reused else columns.HANDSHAKES)
+        self._count_handshake(ticket, upstream)
         self.connect_ended(ticket, 0)
+
+    def _count_handshake(self, ticket: Ticket, upstream: ServerConnection) -> None:
+        tls, server = upstream.tls, ticket.server
+        assert tls is not None
+        self._count(server, columns.RESUMED if tls.inner.session_reused else columns.HANDSHAKES)
+        config = server.config.tls
+        if config is not None and config.mode == "auto":
+            server.learned[ticket.facts.protocol] = "starttls" if ticket.phase == SECURING else "implicit"
+
+    def secure(self, connection: Connection, now: float) -> None:
+        """The session's server has agreed to TLS: begin the handshake. Until it is done the server is not read."""
+        ticket, upstream = connection.ticket, connection.upstream
+        if ticket is None or upstream is None or upstream.tls is not None or ticket.server.dialer is None:
+            raise RuntimeError("StartServerTls without a server that could be asked")
+        upstream.send_queued()
+        connection.upstream = None
+        upstream.read_more(False)
+        upstream.ticket = ticket
+        ticket.phase = SECURING
+        ticket.deadline = now + ticket.pool.config.timeouts.connect
+        if upstream.out is not None or upstream.broken:
+            self.handshake_ended(ticket, "it agreed to TLS before it was asked")
+        else:
+            upstream.start_tls(ticket)
+
+    def _secured(self, ticket: Ticket, upstream: ServerConnection, problem: str, now: float) -> None:
+        """The handshake that a session asked for is over."""
+        connection = ticket.connection
+        try:
+            if problem:
+                self.tls_failed(ticket.server, problem, now)
+                actions = self._give_up(ticket, Failure.CONNECT_TLS, now)
+            else:
+                self._count_handshake(ticket, upstream)
+                upstream.ticket = None
+                connection.upstream = upstream
+                ticket.phase = HELD
+                ticket.deadline = 0.0
+                ticket.server_tls = "done"
+                upstream.read_more(True)
+                actions = connection.session.server_secured(now)
+        except Exception:
+            log.exception("connection from %s ended by a fault", connection.client)
+            connection.close(reset=True)
+            return
+        connection.run(actions, now)
+
+    def _give_up(self, ticket: Ticket, failure: Failure, now: float) -> list[Action]:
+        """The server failed between its first word and its session's first question: the session decides."""
+        self._count(ticket.server, columns.CONNECT_ERRORS)
+        self._drop(ticket, failure)
+        ticket.connection.ticket = None
+        return ticket.connection.session.failed(failure, ticket.choice, now)
 
     def tls_failed(self, server: ServerState, problem: str, now: float) -> None:
         """TLS with a server has failed, in the handshake or behind it: say why in the log."""
@@ -275,9 +337,10 @@ class Dispatcher:
         ticket.connect_time = now - ticket.began
         server = ticket.server
         self._count(server, columns.CONNECTIONS)
-        if server.send_proxy and upstream.tls is None:
+        if upstream.announce:
             upstream.client = ticket.connection.carrier
-            upstream.send(ticket.connection.proxy_header(server.send_proxy))
+            upstream.send(ticket.connection.proxy_header(upstream.announce))
+            upstream.announce = ""
         return self._hold(ticket, upstream, now)
 
     def _hold(self, ticket: Ticket, upstream: ServerConnection, now: float) -> list[Action]:
@@ -288,6 +351,9 @@ class Dispatcher:
         upstream.owner = connection
         connection.upstream = upstream
         ticket.kept = upstream.memory
+        ticket.server_tls = (
+            "done" if upstream.tls is not None else "starttls" if ticket.server.dialer is not None else ""
+        )
         sticky = ticket.runtime.stickiness
         if sticky is not None:
             ticket.learns = sticky.learns
@@ -368,7 +434,7 @@ class Dispatcher:
     def _drop(self, ticket: Ticket, failure: Failure | None, latency: float = -1.0, abort: bool = False) -> None:
         """Close the ticket's connection, if any, and give its place back."""
         upstream = ticket.upstream
-        held = ticket.phase in (NEW, CONNECTING, HELD)
+        held = ticket.phase in (NEW, CONNECTING, HELD, SECURING)
         if upstream is not None:
             ticket.connection.upstream = None
             upstream.close(reset=abort)
@@ -386,6 +452,8 @@ class Dispatcher:
                 server.failures = 0
                 self._report(ServerResult(server.pool, server.name, ""))
         else:
+            if server.learned:
+                server.learned.pop(ticket.facts.protocol, None)
             self._count(server, columns.RESPONSE_ERRORS)
             if ticket.pool.config.outliers is not None:
                 server.failures += 1
@@ -402,6 +470,14 @@ class Dispatcher:
             ticket.phase = DONE
             ticket.connection.ticket = None
             return ticket.connection.session.failed(Failure.QUEUE_TIMEOUT, ticket.choice, now)
+        if ticket.phase == SECURING:
+            return self._give_up(ticket, Failure.CONNECT_TIMEOUT, now)
+        upstream = ticket.upstream
+        if upstream is not None and upstream.tls_first == "greeting":
+            upstream.tls_first = "implicit"  # it waits for the client to begin
+            ticket.deadline = ticket.began + ticket.pool.config.timeouts.connect
+            upstream.start_tls(ticket)
+            return None
         return self._connect_failed(ticket, Failure.CONNECT_TIMEOUT, now)
 
     def close(self) -> None:

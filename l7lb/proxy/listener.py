@@ -25,6 +25,7 @@ from l7lb.proxy.connection import Connection
 from l7lb.proxy.counts import Counts
 from l7lb.proxy.dispatch import Dispatcher
 from l7lb.proxy.opening import Failures, Opening, OpeningFailed, StageMaker
+from l7lb.proxy.securing import Upgrade, dismiss
 from l7lb.proxy.streams import Stream
 from l7lb.proxy.tickets import Ticket
 from l7lb.proxy.timers import Timers
@@ -64,6 +65,7 @@ class ListenerState:
         "tally",
         "templates",
         "timers",
+        "upgrade",
     )
 
     def __init__(
@@ -76,6 +78,7 @@ class ListenerState:
         counts: Counts,
         record: Callable[[AccessRecord], None] | None,
         gates: Gates,
+        upgrade: StageMaker | None = None,
     ) -> None:
         self.name = config.name
         self.config = config
@@ -83,6 +86,7 @@ class ListenerState:
         self.router = router
         self.factory = factory
         self.stages = stages
+        self.upgrade = upgrade  # the handshake of clients that ask for TLS in their protocol's words
         self.failures = Failures(self)
         self.timers = timers
         self.counts = counts
@@ -108,6 +112,7 @@ class ListenerState:
         stages: tuple[StageMaker, ...],
         record: Callable[[AccessRecord], None] | None,
         gates: Gates,
+        upgrade: StageMaker | None = None,
     ) -> None:
         """Take over a new snapshot's form; its connections stay, and their next requests follow the new rules."""
         self.config = config
@@ -115,6 +120,7 @@ class ListenerState:
         self.router = router
         self.factory = factory
         self.stages = stages
+        self.upgrade = upgrade
         self.record = record
         self.templates = {}
 
@@ -134,6 +140,16 @@ class ListenerState:
     def begin_stream(self, connection: Connection, action: OpenStream, now: float) -> None:
         """A client's connection has a new stream."""
         Stream(connection, action.number, action.session, action.flow, now).run(action.actions, now)
+
+    def secure(self, connection: Connection, now: float) -> None:
+        """A client's connection goes over to TLS, as its session asks for."""
+        if self.upgrade is None or connection.tls is not None:
+            raise RuntimeError("StartTls where the listener does not offer it")
+        Upgrade(connection, now, self.upgrade).begin()
+
+    def dismiss(self, connection: Connection, why: str, now: float) -> None:
+        """The node ends this session; ``why`` is text for the client."""
+        dismiss(connection, why, now)
 
     def opening(self, change: int) -> None:
         """So many connections more have no session yet."""

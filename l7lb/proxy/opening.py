@@ -132,6 +132,9 @@ class Opening:
         """Go on; called when the socket is ready."""
         self._run(silent=False)
 
+    def flushed(self) -> None:
+        """What was sent before has left; of concern where there was something."""
+
     def due(self, now: float) -> float:
         """A deadline may have come; returns the next, 0.0 where the opening is over."""
         if self.deadline <= now:
@@ -173,9 +176,13 @@ class Opening:
             log.exception("connection from %s ended by a fault while it was opened", connection.client)
             connection.close(reset=True)
 
+    def makers(self) -> tuple[StageMaker, ...]:
+        """What makes its stages, in their order."""
+        return self.connection.listener.stages
+
     def _following(self) -> Stage | None:
         """The next stage that this peer has to go through."""
-        makers = self.connection.listener.stages
+        makers = self.makers()
         while self._next < len(makers):
             stage = makers[self._next](self.peer)
             self._next += 1

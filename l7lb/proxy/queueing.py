@@ -112,8 +112,8 @@ class Places:
             server: ServerState | None = ticket.server
             key = ticket.sticky
             if not ticket.pinned:
-                server, key = runtime.balancer.choose(ticket.facts, now, ticket.tried), ""
-            elif server is not None and not server.alive:
+                server, key = runtime.balancer.choose(ticket.facts, now, runtime.unfit(ticket.facts, ticket.tried)), ""
+            elif server is not None and not server.alive_for(ticket.facts.protocol):
                 server, key = self._dispatcher.find(runtime, ticket.facts, now, ticket.tried)
             if server is None or server.full:
                 if not ticket.pinned:

@@ -130,10 +130,19 @@ class Runtime:
                     self._counts,
                     record,
                     gates[config.name],
+                    self._upgrade(config, terminators),
                 )
             else:
                 name = config.name
-                state.update(config, routers[name], factories[name], stages[name], record, gates[name])
+                state.update(
+                    config,
+                    routers[name],
+                    factories[name],
+                    stages[name],
+                    record,
+                    gates[name],
+                    self._upgrade(config, terminators),
+                )
             self.listeners[config.name] = state
         for state in before.values():
             self._leave(state)
@@ -148,9 +157,16 @@ class Runtime:
     def _stages(self, listener: Listener, terminators: dict[str, Terminator]) -> tuple[StageMaker, ...]:
         stages = [maker for make in STAGES if (maker := make(listener)) is not None]
         terminator = terminators.get(listener.name)
-        if terminator is not None:
-            stages.append(tls_opening.maker(terminator))
+        if terminator is not None and terminator.config.mode == "implicit":
+            stages.append(tls_opening.maker(terminator, listener.protocol))
         return tuple(stages)
+
+    def _upgrade(self, listener: Listener, terminators: dict[str, Terminator]) -> StageMaker | None:
+        """The handshake of clients that ask for it, where the listener offers TLS that way."""
+        terminator = terminators.get(listener.name)
+        if terminator is None or terminator.config.mode != "starttls":
+            return None
+        return tls_opening.maker(terminator, listener.protocol)
 
     def _make_terminators(self, snapshot: Snapshot) -> dict[str, Terminator]:
         """The listeners' TLS contexts; those that stay the same are kept. Raises ssl.SSLError."""
@@ -177,6 +193,7 @@ class Runtime:
             state.dialer = None
         elif not isinstance(state.dialer, Dialer) or state.dialer.context is not self._server_contexts[tls]:
             state.dialer = Dialer(self._server_contexts[tls], tls.server_name)
+            state.learned.clear()
 
     def _gates(self, listener: Listener) -> Gates:
         early = [one for one in listener.limits if one.of == "connections" and one.key.kind in ("source", "listener")]
@@ -237,6 +254,7 @@ class Runtime:
                     if runtime.state.by_name.get(ticket.server.name) is not ticket.server:
                         ticket.pinned = False  # the server that it waited for is no more
                 runtime.queue = old.queue
+            runtime.judged()
             runtime.balancer.changed(now)
         for old in before.values():
             for state in old.state.servers:
@@ -315,6 +333,7 @@ class Runtime:
         if not state.alive:
             self.dispatcher.close_idle(state)
         now = monotonic()
+        runtime.judged()
         runtime.balancer.changed(now)
         self.dispatcher.places.serve(runtime, now)
 
@@ -323,6 +342,7 @@ class Runtime:
         if verdict is not None:
             state.healthy = verdict.healthy
             state.ejected = verdict.ejected
+            state.down = frozenset(verdict.down)
             state.up_since = verdict.since
 
     def publish(self) -> None:

@@ -20,12 +20,13 @@ QUEUED: Final = 1
 CONNECTING: Final = 2
 HELD: Final = 3
 DONE: Final = 4
+SECURING: Final = 5  # held, while the handshake that its session asked for goes on
 
 
 class PoolRuntime:
     """A pool with what serves it in this worker."""
 
-    __slots__ = ("balancer", "limited", "queue", "state", "stickiness")
+    __slots__ = ("balancer", "limited", "partial", "queue", "state", "stickiness")
 
     def __init__(self, state: PoolState, balancer: Balancer, stickiness: Stickiness | None) -> None:
         self.state = state
@@ -33,6 +34,18 @@ class PoolRuntime:
         self.stickiness = stickiness
         self.limited = [server for server in state.servers if server.config.max_connections]
         self.queue: deque[Ticket] = deque()
+        self.judged()
+
+    def judged(self) -> None:
+        """The servers' health has changed: note those that are down for some protocols and not for others."""
+        self.partial = [server for server in self.state.servers if server.down]
+
+    def unfit(self, facts: Facts, tried: list[ServerState]) -> list[ServerState]:
+        """Those that were tried, and those that are down for the facts' protocol."""
+        if not self.partial:
+            return tried
+        protocol = facts.protocol
+        return [*tried, *(server for server in self.partial if protocol in server.down and server not in tried)]
 
 
 @mypyc_attr(free_list_len=1)

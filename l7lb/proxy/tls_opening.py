@@ -47,12 +47,13 @@ SHORT_NAMES = {
 class TlsStage(Stage):
     """One connection's handshake."""
 
-    __slots__ = ("_terminator", "_tls")
+    __slots__ = ("_protocol", "_terminator", "_tls")
 
     name: ClassVar[str] = "tls"
 
-    def __init__(self, terminator: Terminator) -> None:
+    def __init__(self, terminator: Terminator, protocol: str) -> None:
         self._terminator = terminator
+        self._protocol = protocol
         self._tls: Tls | None = None
 
     def step(self, opening: Opening) -> int:
@@ -84,7 +85,7 @@ class TlsStage(Stage):
             raise OpeningFailed("closed", "the client went away without a word")
         opening.heard = True
         if hello[0] != HANDSHAKE_RECORD:
-            if METHOD.match(hello):
+            if self._protocol == "http" and METHOD.match(hello):
                 raise OpeningFailed("unsupported", "HTTP without TLS", PLAIN_HTTP)
             raise OpeningFailed("malformed", "this is no TLS", ALERT)
         terminator = self._terminator
@@ -110,9 +111,9 @@ class TlsStage(Stage):
         listener.cells[listener.row + (columns.RESUMED if handshake.resumed else columns.HANDSHAKES)] += 1
 
 
-def maker(terminator: Terminator) -> StageMaker:
+def maker(terminator: Terminator, protocol: str) -> StageMaker:
     """What makes the stage for each connection of a listener."""
-    return lambda peer: TlsStage(terminator)  # noqa: ARG005
+    return lambda peer: TlsStage(terminator, protocol)  # noqa: ARG005
 
 
 def judge(error: ssl.SSLError) -> tuple[str, str]:

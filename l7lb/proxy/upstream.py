@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 16 * 1024
 READ_BULK: Final = 256 * 1024
+GREETING_SECONDS: Final = 1.0  # how long a server in TLS mode ``auto`` may take to greet in the clear
 RECORDS: Final = 16  # without data that an idle server may have sent; more is not worth the search
 
 
 class ServerConnection(Endpoint):
-    """A connection to a server: connecting for a ticket, then owned by a client's connection, or idle."""
+    """A connection to a server: connecting for a ticket, then owned by a client's connection, or idle.
 
-    __slots__ = ("client", "closed", "idle_since", "memory", "owner", "read_bytes", "server", "ticket")
+    ``announce`` is the version of the PROXY header that it is still to begin with, ``tls_first`` how TLS begins before
+    its session has it: ``implicit``, ``auto``, ``greeting`` while its greeting is waited for, "" not at all.
+    """
+
+    __slots__ = (
+        "announce", "client", "closed", "idle_since", "memory", "owner", "read_bytes", "server", "ticket", "tls_first",
+    )  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sender: Sender, sock: socket.socket, server: ServerState
@@ -38,7 +45,9 @@ class ServerConnection(Endpoint):
         self.server = server
         self.owner: Connection | None = None
         self.client: Connection | None = None  # whose PROXY header it began with: it serves no other
-        self.ticket: Ticket | None = None  # while connecting
+        self.ticket: Ticket | None = None  # while it connects, and in the handshake that its session asked for
+        self.announce = ""
+        self.tls_first = ""
         self.memory: object | None = None  # the protocol's (see Assignment.kept), from one request to the next
         self.closed = False
         self.idle_since = 0.0
@@ -49,7 +58,10 @@ class ServerConnection(Endpoint):
             self.pump_in.readable()
             return
         if self.ticket is not None:
-            self._shake(self.ticket)
+            if self.tls is None:
+                self._greeted(self.ticket)
+            else:
+                self._shake(self.ticket)
             return
         owner = self.owner
         try:
@@ -92,9 +104,12 @@ class ServerConnection(Endpoint):
                 self._shake(ticket)
                 return
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if not code and self.server.dialer is not None:
+            if not code and self.tls_first:
                 self.write_more(False)
-                self._start_tls(ticket)
+                if self.tls_first == "auto":
+                    self._listen(ticket)
+                else:
+                    self.start_tls(ticket)
             else:
                 if not code:
                     self.read_more(True)  # first, so that the loop keeps its handle: a new one takes eight system calls
@@ -108,8 +123,38 @@ class ServerConnection(Endpoint):
         if self.owner is not None:
             self.owner.written(SERVER)
 
-    def _start_tls(self, ticket: Ticket) -> None:
-        """The connection is there: begin the handshake, which has what is left of the time to connect."""
+    def _listen(self, ticket: Ticket) -> None:
+        """See whether the server greets in the clear: then its session asks it for TLS, else the handshake begins."""
+        try:
+            self._announce(ticket)
+        except OSError as problem:
+            ticket.connection.dispatcher.connect_ended(ticket, problem.errno or errno.ECONNRESET)
+            return
+        self.tls_first = "greeting"
+        now = monotonic()
+        ticket.deadline = min(ticket.deadline, now + GREETING_SECONDS)
+        self.read_more(True)
+        ticket.connection.settle(now)
+
+    def _greeted(self, ticket: Ticket) -> None:
+        """It said something, which stays for its session to read, or went away."""
+        code = 0
+        try:
+            if self.sock.recv(1, DONT_WAIT | socket.MSG_PEEK):
+                self.server.learned[ticket.facts.protocol] = "starttls"
+            else:
+                code = errno.ECONNRESET
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            code = problem.errno or errno.ECONNRESET
+        self.tls_first = ""
+        if code:
+            self.read_more(False)
+        ticket.connection.dispatcher.connect_ended(ticket, code)
+
+    def start_tls(self, ticket: Ticket) -> None:
+        """Begin the handshake; it has until the ticket's deadline."""
         dialer = self.server.dialer
         assert isinstance(dialer, Dialer)
         try:
@@ -122,7 +167,7 @@ class ServerConnection(Endpoint):
 
     def _announce(self, ticket: Ticket) -> None:
         """The PROXY header stands before TLS, in the clear. A new connection takes it whole. Raises OSError."""
-        version = self.server.config.send_proxy
+        version, self.announce = self.announce, ""
         if version:
             self.client = ticket.connection.carrier
             self.sock.sendall(ticket.connection.proxy_header(version))
@@ -209,13 +254,14 @@ class ServerConnection(Endpoint):
 
 
 def open_connection(
-    loop: asyncio.AbstractEventLoop, sender: Sender, server: ServerState
+    loop: asyncio.AbstractEventLoop, sender: Sender, server: ServerState, protocol: str
 ) -> tuple[ServerConnection, int]:
-    """Begin to connect. Returns the connection and 0 when it is there at once, EINPROGRESS, or the errno of a refusal.
+    """Begin to connect for that protocol. Returns the connection and 0 when it is there at once, EINPROGRESS, or the
+    errno of a refusal.
 
     Raises OSError where no socket can be made (descriptors used up).
     """
-    address = server.config.address
+    address = server.config.address_for(protocol) if server.ports else server.config.address
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         target: str | tuple[str, int] = address.path
@@ -227,6 +273,9 @@ def open_connection(
     if server.dialer is not None:
         sock.setblocking(False)  # as Python's ssl wants to see it
     connection = ServerConnection(loop, sender, sock, server)
+    if server.dialer is not None:
+        mode = server.tls_mode(protocol)
+        connection.tls_first = "" if mode == "starttls" else mode
     try:
         code = sock.connect_ex(target)
     except OSError as problem:  # a path that is too long, a host that is no address
