@@ -218,7 +218,7 @@ def test_addresses_that_can_not_be_connected_to(run) -> None:
     async def play() -> None:
         loop = asyncio.get_running_loop()
         server = ServerState("web", Server(name="web1", address=Address(path="/x" * 100)))
-        connection, code = open_connection(loop, Sender(loop), server)
+        connection, code = open_connection(loop, Sender(loop), server, "http")
         assert code != 0
         connection.close()
 
