@@ -14,7 +14,7 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     """What an operator reads of one request. Times are milliseconds, -1 where the step was not reached.
 
     ``ended`` says who ended it and where: ``ok``, or a failure's label and the phase it happened in, such as
-    ``server-timeout@response-header``. The phases are request-header, request-body, queue, connect,
+    ``server-timeout@response-header``. The phases are connection, request-header, request-body, queue, connect,
     response-header, response-body, client-hello, tunnel.
     """
 

@@ -19,6 +19,13 @@ STATUS = {
     Failure.QUEUE_TIMEOUT: 503,
     Failure.CONNECTION_LIMIT: 503,
     Failure.RATE_LIMITED: 429,
+    Failure.NO_MAILBOX: 404,
+    Failure.MAILBOX_SERVER: 503,
+    Failure.MAILBOX_MOVING: 503,
+    Failure.SESSION_LIMIT: 429,
+    Failure.LOGIN_REFUSED: 403,
+    Failure.ENDED_HERE: 503,
+    Failure.DIRECTORY: 503,
     Failure.SHUTDOWN: 503,
     Failure.CONNECT_REFUSED: 503,
     Failure.CONNECT_TIMEOUT: 504,
@@ -31,7 +38,17 @@ STATUS = {
     Failure.BUG: 500,
 }
 RETRY_AFTER = frozenset(
-    [Failure.NO_SERVER, Failure.QUEUE_FULL, Failure.QUEUE_TIMEOUT, Failure.RATE_LIMITED, Failure.SHUTDOWN]
+    [
+        Failure.NO_SERVER,
+        Failure.QUEUE_FULL,
+        Failure.QUEUE_TIMEOUT,
+        Failure.RATE_LIMITED,
+        Failure.MAILBOX_SERVER,
+        Failure.MAILBOX_MOVING,
+        Failure.SESSION_LIMIT,
+        Failure.DIRECTORY,
+        Failure.SHUTDOWN,
+    ]
 )
 REASONS = {
     **{int(status): reason for status, reason in responses.items()},

@@ -402,7 +402,7 @@ class HttpMachine(HttpAnswering):
     def _from_link(self, exchange: Exchange, link: ServerLink, data: bytes, now: float) -> list[Action]:
         """Frames have come from the server."""
         try:
-            said = link.receive(data)
+            said = link.receive(data, now)
         except SyntaxFault as fault:
             return self._server_fault(exchange, Failure.SERVER_PROTOCOL, now, fault.reason)
         frames = link.flush()

@@ -96,18 +96,22 @@ class Exchange(Recorded):
 
         It may have been processed, so only a method that allows repetition qualifies (RFC 9110 section 9.2.2), and only
         while nothing of an answer has gone to the client. A kept connection that the server closed under the
-        request is tried again once beyond what the pool allows, since closing it was the server's right.
+        request is tried again once beyond what the pool allows, since closing it was the server's right. What a server
+        of HTTP/2 says it did not look at is tried again as what was never sent.
         """
         assignment = self.assignment
         if assignment is None or self.replay is None or self.sent or self.request.upgrade:
             return False
-        if self.request.method not in IDEMPOTENT:
+        unprocessed = self.link is not None and self.link.unprocessed
+        if self.request.method not in IDEMPOTENT and not unprocessed:
             return False
         if failure is Failure.SERVER_CLOSED and assignment.reused:
             return True
         retries = assignment.pool.config.retries
         if self.retries >= retries.attempts:
             return False
+        if unprocessed and "connect-failure" in retries.when:
+            return True
         return status in retries.statuses if status else RETRY_NAMES.get(failure, "") in retries.when
 
     def latency(self) -> float:

@@ -62,6 +62,7 @@ class Bench:
         route: Route | None = None,
         tls: bool = False,
         client: str = "192.0.2.1",
+        http_version: str = "1.1",
         **settings: object,
     ) -> None:
         self.route = route or Route(number=1, where="here", match=None, action=ToPool("web"))
@@ -77,6 +78,7 @@ class Bench:
             name="web",
             servers=(server,),
             retries=retries,
+            http_version=http_version,
             timeouts=PoolTimeouts(response_header=30.0, response_body=40.0),
         )
         self.server = ServerState("web", server)

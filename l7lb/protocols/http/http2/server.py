@@ -30,7 +30,7 @@ from h2.settings import SettingCodes, Settings
 from l7lb.protocols.http import syntax
 from l7lb.protocols.http.body import ChunkedReader, LengthReader, chunk, last_chunk
 from l7lb.protocols.http.http2.fields import LEFT_OUT, FieldList, trailer_fields
-from l7lb.protocols.http.http2.guard import GOAWAY, HEADER, Cutter, Frame
+from l7lb.protocols.http.http2.guard import GOAWAY, HEADER, Cutter, Frame, Guard
 from l7lb.protocols.http.syntax import OWS, SyntaxFault
 
 REFUSED_STREAM: Final = 7
@@ -40,6 +40,7 @@ FRAME_BYTES: Final = 16384  # that a server is told
 ENCODER_TABLE: Final = 4096
 HIGH_WATER: Final = 64 * 1024
 LAST_STREAM: Final = 2**31 - 1
+CONTROL_FRAMES: Final = 1000  # that a server may send in ten seconds beyond those that its answers pay for
 LAST_NUMBER: Final = 2**30  # far below the end of the numbers, a connection is replaced
 
 
@@ -51,6 +52,7 @@ class ServerLink:
     __slots__ = (
         "_chunked",
         "_cutter",
+        "_guard",
         "_h2",
         "_number",
         "_out",
@@ -82,6 +84,7 @@ class ServerLink:
         self._h2.decoder.max_header_list_size = 2 * header_bytes + ENCODER_TABLE
         self._scheme = b"https" if https else b"http"
         self._cutter = Cutter(FRAME_BYTES)
+        self._guard = Guard(CONTROL_FRAMES, CONTROL_FRAMES, 0.0)
         self._number = 0
         self._out = bytearray()
         self._reader: LengthReader | ChunkedReader | None = None
@@ -98,6 +101,11 @@ class ServerLink:
     def waiting(self) -> int:
         """Bytes of the request that the server does not take yet."""
         return len(self._out)
+
+    @property
+    def unprocessed(self) -> bool:
+        """Whether the server says that it did nothing with the request (RFC 9113 section 8.7)."""
+        return self.reset == REFUSED_STREAM
 
     @property
     def full(self) -> bool:
@@ -170,6 +178,7 @@ class ServerLink:
                     break
                 last = done and window == len(out) and not self._trailers
                 library.send_data(self._number, bytes(memoryview(out)[:window]), end_stream=last)
+                self._guard.paid()  # with its WINDOW_UPDATE
                 del out[:window]
                 self._sent_all = last
             if done and not out and not self._sent_all:
@@ -190,7 +199,7 @@ class ServerLink:
 
     # --- from the server --------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> bytes:
+    def receive(self, data: bytes, now: float) -> bytes:
         """Frames from the server; returns what they say in HTTP/1.1. Raises SyntaxFault(502)."""
         said: list[bytes] = []
         self._cutter.add(data)
@@ -198,6 +207,8 @@ class ServerLink:
             while (frame := self._cutter.frame()) is not None:
                 if frame.size > FRAME_BYTES:
                     raise SyntaxFault(502, "the server's frame is too large, if it speaks HTTP/2 at all")
+                if not self._guard.frame(frame, now):
+                    raise SyntaxFault(502, "the server floods its connection with frames that carry no answer")
                 if frame.kind == GOAWAY and not frame.stream and frame.size >= 8:
                     self._left(frame)
                     continue

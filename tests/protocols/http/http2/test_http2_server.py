@@ -7,9 +7,9 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.settings import SettingCodes
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, PingFrame
 
-from l7lb.protocols.http.http2.server import HIGH_WATER, ServerLink
+from l7lb.protocols.http.http2.server import CONTROL_FRAMES, HIGH_WATER, ServerLink
 from l7lb.protocols.http.syntax import SyntaxFault
 
 GET = b"GET /x?y HTTP/1.1\r\nHost: a\r\nX-A: b\r\n\r\n"
@@ -48,7 +48,7 @@ class Talk:
 
     def hear(self) -> bytes:
         """What the server has said since, in HTTP/1.1."""
-        said = self.link.receive(self.server.data_to_send())
+        said = self.link.receive(self.server.data_to_send(), 0.0)
         self._to_server(self.link.flush())
         return said
 
@@ -170,7 +170,7 @@ def test_a_server_that_resets_or_leaves() -> None:
 def test_a_server_that_leaves_finishes_what_it_has_begun(last: int) -> None:
     talk = Talk().say(POST)
     talk.hear()
-    assert talk.link.receive(GoAwayFrame(0, last_stream_id=last).serialize()) == b""
+    assert talk.link.receive(GoAwayFrame(0, last_stream_id=last).serialize(), 0.0) == b""
     talk.go_on(b"3\r\nabc\r\n0\r\n\r\n")
     talk.server.send_headers(1, OK)
     talk.server.send_data(1, b"ok", end_stream=True)
@@ -183,7 +183,7 @@ def test_a_server_that_leaves_finishes_what_it_has_begun(last: int) -> None:
 def test_a_server_that_leaves_without_the_stream_refuses_it() -> None:
     talk = Talk().say(GET)
     talk.hear()
-    talk.link.receive(GoAwayFrame(0, last_stream_id=0).serialize())
+    talk.link.receive(GoAwayFrame(0, last_stream_id=0).serialize(), 0.0)
     assert talk.link.reset == 7
     assert talk.link.leaving
 
@@ -224,5 +224,16 @@ def test_answers_that_are_malformed(fields: list[tuple[bytes, bytes]]) -> None:
 def test_garbage_from_a_server() -> None:
     talk = Talk().say(GET)
     with pytest.raises(SyntaxFault):
-        talk.link.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        talk.link.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n", 0.0)
+    assert talk.link.leaving
+
+
+def test_a_server_that_floods_its_connection_is_given_up() -> None:
+    talk = Talk().say(GET)
+    talk.hear()
+    pings = PingFrame(0, b"12345678").serialize() * (CONTROL_FRAMES - 10)
+    assert talk.link.receive(pings, 0.0) == b""
+    assert talk.link.receive(pings, 10.0) == b""  # as many in ten seconds are no flood
+    with pytest.raises(SyntaxFault, match="floods"):
+        talk.link.receive(pings, 10.0)
     assert talk.link.leaving
