@@ -142,7 +142,7 @@ class LdapLine:
         sock = connection.socket if connection is not None else None
         if sock is not None:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS has a shutdown of its own, for this thread alone
 
     def close(self) -> None:
         """Let go of the connection, without the goodbye that a sick server would make us wait for."""
