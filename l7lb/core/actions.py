@@ -144,6 +144,12 @@ class StartServerTls(Action):
     __slots__ = ()
 
 
+class LoginFailed(Action):
+    """The credentials of the session's last NeedServer were refused: that counts against its client's address."""
+
+    __slots__ = ()
+
+
 class Multiplex(Action):
     """From here on ``session`` has the client's connection, and carries streams in it. It is the last action of its
     list, and the proxy calls ``received`` with ``data``, what was received already.

@@ -1,0 +1,527 @@
+"""A mail session up to its login, and the tunnel behind it: what IMAP, POP3 and ManageSieve have in common.
+
+Theory of operation. The client talks to the machine until it has said who it is. Then a server is found, the machine
+logs in there, and from the server's consent on the bytes go past.
+
+==========  ==========================================  ==============================================================
+state       waits for                                   leaves on
+==========  ==========================================  ==============================================================
+COMMANDS    the client's next command                   login -> ROUTING; AUTHENTICATE -> RESPONSES; STARTTLS ->
+                                                        SECURING; goodbye, time, a limit -> CLOSED
+RESPONSES   its response to a SASL challenge            the last -> ROUTING; cancelled, malformed -> COMMANDS
+SECURING    the handshake with the client               secured -> COMMANDS
+ROUTING     a server (directory, claim, queue and       connected -> DIALOGUE; failed -> COMMANDS, with an answer
+            connect are the proxy's)
+DIALOGUE    what the server says                        its consent -> TUNNEL; its TLS -> SECURED; refused, failed,
+                                                        end, time -> COMMANDS, with an answer; a token refused -> EXCUSE
+SECURED     the handshake with the server               server_secured -> DIALOGUE; failed -> COMMANDS, with an answer
+EXCUSE      the client's word to the error challenge    whatever it is -> COMMANDS, with an answer
+TUNNEL      the end of both sides                       both ends, reset, time without a byte -> CLOSED
+CLOSED      nothing                                     what still comes is discarded
+==========  ==========================================  ==============================================================
+
+What a client sends behind its login waits in ``buffer`` until it is answered: with consent it is what the server gets
+first, else it is the next command. Nothing that came before TLS means anything behind it, on either side: bytes in the
+buffer when a handshake begins end the connection.
+
+A protocol derives its session from :class:`LoginSession` and says in its own words what is here a hook.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from l7lb.core.actions import (
+    CLIENT,
+    SERVER,
+    Action,
+    Close,
+    Finished,
+    LoginFailed,
+    NeedServer,
+    Release,
+    Side,
+    StartServerTls,
+    StartTls,
+    ToClient,
+    ToServer,
+    Tunnel,
+)
+from l7lb.core.contracts import Assignment, Choice, Peer, Session
+from l7lb.core.errors import Failure, Owner
+from l7lb.core.mailbox import canonical
+from l7lb.protocols.mail.credentials import Credentials, server_credentials
+from l7lb.protocols.mail.dialogue import ACCEPTED, GOES_ON, TLS, Dialogue
+from l7lb.protocols.mail.facts import MailFacts
+from l7lb.protocols.mail.failures import permanent
+from l7lb.protocols.mail.lines import LineTooLong, foreign
+from l7lb.protocols.mail.origin import Origin
+from l7lb.protocols.mail.record import MailFlow
+from l7lb.protocols.mail.sasl import INVALID_TOKEN, Exchange, Identity, SaslFault, decoded
+from l7lb.protocols.mail.shared import MailShared, certified_name
+
+COMMANDS: Final = 0
+RESPONSES: Final = 1
+SECURING: Final = 2
+ROUTING: Final = 3
+DIALOGUE: Final = 4
+SECURED: Final = 5
+EXCUSE: Final = 6
+TUNNEL: Final = 7
+CLOSED: Final = 8
+
+PHASES: Final = ("login", "login", "tls", "queue", "server-login", "server-tls", "login", "tunnel", "closed")
+TALKING: Final = frozenset({COMMANDS, RESPONSES, EXCUSE})  # the client is listened to
+
+READ_AHEAD: Final = 16 * 1024  # bytes taken from a client behind its login
+SERVER_BYTES: Final = 64 * 1024  # that a server may say before it consents
+PATIENCE: Final = 5.0  # seconds that a client which is not logged in gets while this process ends
+
+
+class LoginSession(Session):
+    """A client's connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
+
+    __slots__ = (
+        "assignment",
+        "attempts",
+        "bad",
+        "buffer",
+        "dialogue",
+        "draining_now",
+        "exchange",
+        "facts",
+        "failure",
+        "flow",
+        "half_closed",
+        "idle",
+        "origin",
+        "peer",
+        "server_buffer",
+        "settings",
+        "shared",
+        "spoken",
+        "state",
+    )
+
+    def __init__(self, shared: MailShared, peer: Peer, now: float) -> None:
+        super().__init__()
+        self.shared = shared
+        self.settings = shared.settings
+        self.peer = peer
+        self.origin = Origin(peer, shared.settings.hops)
+        self.facts = self.make_facts()
+        self.flow = MailFlow(self.facts, now)
+        self.buffer = bytearray()
+        self.server_buffer = bytearray()
+        self.exchange: Exchange | None = None
+        self.dialogue: Dialogue | None = None
+        self.assignment: Assignment | None = None
+        self.failure = Failure.LOGIN_REFUSED  # that the answer behind EXCUSE tells of
+        self.attempts = 0
+        self.bad = 0
+        self.spoken = False  # the client has said something that is of this protocol
+        self.half_closed = False  # the client will say no more
+        self.draining_now = False
+        self.idle = shared.settings.tunnel
+        self.state = COMMANDS
+        self.deadline = now + shared.settings.login
+
+    # --- what a protocol says in its own words ----------------------------------------------------------------
+
+    def greeting(self) -> bytes:
+        """What the client is told first."""
+        raise NotImplementedError
+
+    def command(self, now: float) -> list[Action] | None:
+        """Take one command out of ``buffer`` and carry it out; None if it is not complete. May raise LineTooLong."""
+        raise NotImplementedError
+
+    def response_line(self) -> bytes | None:
+        """Take one line of SASL's, as it stands on the wire, out of ``buffer``; None if it is not complete."""
+        raise NotImplementedError
+
+    def challenge(self, data: bytes) -> bytes:
+        """A SASL challenge, on the wire."""
+        raise NotImplementedError
+
+    def malformed(self, why: bytes) -> bytes:
+        """The answer to a SASL exchange that the client cancelled or broke."""
+        raise NotImplementedError
+
+    def converse(self, assignment: Assignment, credentials: Credentials) -> Dialogue:
+        """What logs in to this server. It has sent nothing yet: a mail server speaks first."""
+        raise NotImplementedError
+
+    def welcome(self) -> bytes:
+        """The answer to the login: ``dialogue`` knows what the server said to it."""
+        raise NotImplementedError
+
+    def refusal(self, failure: Failure) -> bytes:
+        """The answer to a login that came to nothing."""
+        raise NotImplementedError
+
+    def farewell(self, failure: Failure, why: str) -> bytes:
+        """What the client is told before its connection is closed, outside any answer; ``why`` may be empty."""
+        raise NotImplementedError
+
+    # --- what the proxy tells ---------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        return self.say(self.greeting())
+
+    def received(self, side: Side, data: bytes, now: float) -> list[Action]:
+        if side is SERVER:
+            return self._heard(data, now)
+        if self.state == CLOSED:
+            return []
+        self.flow.received += len(data)
+        self.buffer += data
+        if self.state in TALKING:
+            return self.work(now)
+        if self.state == SECURING:
+            return self.end(Failure.CLIENT_PROTOCOL, now)  # in the clear, behind its request for TLS
+        if len(self.buffer) >= READ_AHEAD:
+            self.wants_client = False
+        return []
+
+    def ended(self, side: Side, now: float, error: bool) -> list[Action]:
+        state, flow = self.state, self.flow
+        if state == CLOSED:
+            return []
+        if state == TUNNEL:
+            if not flow.closed_by:
+                flow.closed_by = "client" if side is CLIENT else "server"
+            if not error:
+                return self.close(None, "ok", now)
+            return self.cut(Failure.CLIENT_CLOSED if side is CLIENT else Failure.SERVER_CLOSED_INSIDE, now)
+        if side is SERVER:
+            return self.give_up(Failure.SERVER_CLOSED, now) if state in (DIALOGUE, SECURED) else []
+        flow.closed_by = "client"
+        if error or state in TALKING or state == SECURING:
+            return self.close(Failure.CLIENT_CLOSED, self._ended_at(Failure.CLIENT_CLOSED), now)
+        # It may have sent everything that it has to say behind its login, and waits for the answers.
+        self.half_closed = True
+        self.wants_client = False
+        return []
+
+    def half_ended(self, side: Side, now: float) -> None:
+        if not self.flow.closed_by:
+            self.flow.closed_by = "client" if side is CLIENT else "server"
+        self.idle = min(self.idle, self.settings.half_closed)
+        self.deadline = now + self.idle
+
+    def secured(self, now: float) -> list[Action]:
+        self.state = COMMANDS
+        self.deadline = now + self.settings.login
+        self.wants_client = True
+        return self.end(Failure.SHUTDOWN, now) if self.draining_now else []
+
+    def connected(self, assignment: Assignment, now: float) -> list[Action]:
+        self.assignment = self.flow.assignment = assignment
+        self.flow.choice = assignment.choice
+        self.flow.connected_at = now
+        self.server_buffer = bytearray()
+        self.wants_server = True
+        self.state = DIALOGUE
+        credentials = server_credentials(self.facts, assignment)
+        if credentials is None:
+            return self.give_up(Failure.MAILBOX_SERVER, now)
+        if self.origin.hops < 0:
+            return self.give_up(Failure.SERVER_ERROR, now)  # proxies that lead to one another
+        self.dialogue = self.converse(assignment, credentials)
+        self.deadline = now + self.settings.greeting
+        return []
+
+    def server_secured(self, now: float) -> list[Action]:
+        dialogue = self.dialogue
+        if self.state != SECURED or dialogue is None:
+            return []
+        self.state = DIALOGUE
+        self.deadline = now + self.settings.answer
+        dialogue.outcome = GOES_ON
+        data = dialogue.secured()
+        return [ToServer(data)] if data else []
+
+    def answered(self, choice: Choice, now: float) -> list[Action]:
+        # The configuration's check lets no such rule pass.
+        return self.failed(Failure.NO_ROUTE, choice, now)
+
+    def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
+        if choice is not None:
+            self.flow.choice = choice
+        if self.state == CLOSED:
+            return []
+        return self.give_up(failure, now)
+
+    def dismissed(self, why: str, now: float) -> list[Action]:
+        if self.state == CLOSED:
+            return []
+        ended = self._ended_at(Failure.ENDED_HERE)
+        # Behind the login nobody knows whether this is the middle of an answer: the client sees an end.
+        said = [] if self.state in (TUNNEL, SECURING) else self.say(self.farewell(Failure.ENDED_HERE, why))
+        return [*said, *self.close(Failure.ENDED_HERE, ended, now)]
+
+    def moved(self, side: Side, count: int, now: float) -> list[Action]:
+        self.deadline = now + self.idle
+        if side is CLIENT:
+            self.flow.received += count
+        else:
+            self.flow.sent += count
+        return []
+
+    def expired(self, now: float, blocked: Side | None, progress: float) -> list[Action]:
+        state = self.state
+        if state == TUNNEL:
+            return self.cut(Failure.SERVER_STALLED if blocked is SERVER else Failure.CLIENT_TIMEOUT, now)
+        if state in (DIALOGUE, SECURED):
+            return self.give_up(Failure.SERVER_TIMEOUT, now)
+        if state in (ROUTING, CLOSED):
+            self.deadline = 0.0
+            return []
+        return self.end(Failure.SHUTDOWN if self.draining_now else Failure.CLIENT_TIMEOUT, now)
+
+    def draining(self, now: float, patient: bool) -> list[Action]:
+        self.draining_now = True
+        if self.state == SECURING:
+            return []
+        if self.state not in TALKING:
+            return []  # a login goes on, and a session as long as the process may
+        if not patient:
+            return self.end(Failure.SHUTDOWN, now)
+        self.deadline = min(self.deadline, now + PATIENCE)
+        return []
+
+    def describe(self) -> dict[str, str]:
+        mailbox = self.facts.mailbox[:200].decode("utf-8", "backslashreplace")
+        shown = {"detail": PHASES[self.state]}
+        if mailbox:
+            shown["mailbox"] = mailbox
+        return shown
+
+    # --- steps of the client's side ---------------------------------------------------------------------------
+
+    def work(self, now: float) -> list[Action]:
+        """Carry out what the buffer has, as far as it is complete and the state lets it be listened to."""
+        actions: list[Action] = []
+        while self.state in TALKING:
+            try:
+                if not self.spoken and foreign(self.buffer):
+                    return [*actions, *self.cut(Failure.CLIENT_PROTOCOL, now)]
+                more = self.command(now) if self.state == COMMANDS else self._respond(now)
+            except LineTooLong:
+                return [*actions, *self.end(Failure.CLIENT_LIMIT, now)]
+            if more is None:
+                if self.half_closed:
+                    actions += self.close(Failure.CLIENT_CLOSED, self._ended_at(Failure.CLIENT_CLOSED), now)
+                break
+            self.spoken = True
+            actions += more
+        return actions
+
+    def say(self, data: bytes) -> list[Action]:
+        """The client is told this."""
+        self.flow.sent += len(data)
+        return [ToClient(data)]
+
+    def complain(self, answer: bytes, now: float) -> list[Action]:
+        """The answer to a command that is none; there may be so many of them."""
+        self.bad += 1
+        if self.bad > self.settings.bad_commands:
+            return [*self.say(answer), *self.end(Failure.CLIENT_PROTOCOL, now)]
+        return self.say(answer)
+
+    def make_facts(self) -> MailFacts:
+        """Those of the next login."""
+        facts = MailFacts(self.shared.protocol, self.shared.listener, self.origin.client)
+        facts.tls = self.peer.tls
+        if self.peer.handshake is not None:
+            facts.host = self.peer.handshake.sni
+        return facts
+
+    def begin_tls(self, answer: bytes, now: float) -> list[Action]:
+        """The client asks for TLS, which is offered: ``answer`` is the last that it reads in the clear."""
+        if self.buffer:
+            return self.cut(Failure.CLIENT_PROTOCOL, now)  # what somebody else may have put in (CVE-2011-0411)
+        self.state = SECURING
+        self.exchange = None
+        self.facts = self.make_facts()
+        self.spoken = False
+        self.origin = Origin(self.peer, self.settings.hops)
+        return [*self.say(answer), StartTls()]
+
+    def begin_sasl(self, mechanism: str, initial: bytes | None, now: float) -> list[Action]:
+        """AUTHENTICATE with this mechanism, which is offered; ``initial`` is its first response as on the wire, None
+        where there is none. ``=`` is an empty one (RFC 4959 section 3).
+        """
+        self.exchange = Exchange(mechanism, certified_name(self.peer))
+        self.state = RESPONSES
+        if initial is None:
+            return self.say(self.challenge(self.exchange.challenge))
+        return self._step(b"" if initial == b"=" else initial, now)
+
+    def login(self, identity: Identity, mechanism: str, now: float) -> list[Action]:
+        """This is who the client is: find its server. The answer is :meth:`welcome` or :meth:`refusal`."""
+        self.attempts += 1
+        facts = self.facts = self.flow.facts = self.make_facts()
+        self.flow.choice = self.flow.assignment = None
+        facts.user = identity.user
+        facts.password = identity.password
+        facts.authorization = identity.authorization
+        facts.token = identity.token
+        facts.mechanism = mechanism
+        facts.attempt = self.attempts
+        facts.address = facts.mailbox = canonical(identity.authorization or identity.user, self.shared.addresses)
+        self.exchange = None
+        self.state = ROUTING
+        self.deadline = 0.0
+        if len(self.buffer) >= READ_AHEAD:
+            self.wants_client = False
+        return [NeedServer(facts, fresh=True)]
+
+    def _respond(self, now: float) -> list[Action] | None:
+        """The client's next line of SASL."""
+        line = self.response_line()
+        if line is None:
+            return None
+        if self.state == EXCUSE:
+            return self._answer(self.failure, now)
+        if line == b"*":
+            self.state, self.exchange = COMMANDS, None
+            return self.say(self.malformed(b"Authentication cancelled."))
+        return self._step(line, now)
+
+    def _step(self, line: bytes, now: float) -> list[Action]:
+        exchange = self.exchange
+        assert exchange is not None
+        try:
+            identity = exchange.step(decoded(line))
+        except SaslFault as fault:
+            self.state, self.exchange = COMMANDS, None
+            return self.complain(self.malformed(str(fault).encode()), now)
+        if identity is None:
+            return self.say(self.challenge(exchange.challenge))
+        return self.login(identity, exchange.mechanism, now)
+
+    # --- steps of the server's side ---------------------------------------------------------------------------
+
+    def _heard(self, data: bytes, now: float) -> list[Action]:
+        dialogue = self.dialogue
+        if self.state != DIALOGUE or dialogue is None:
+            # Behind its consent to TLS it says nothing in the clear (CVE-2021-33515 and its kin).
+            return self.give_up(Failure.SERVER_PROTOCOL, now) if self.state == SECURED else []
+        self.server_buffer += data
+        said = dialogue.received(self.server_buffer)
+        if len(self.server_buffer) > SERVER_BYTES and dialogue.outcome == GOES_ON:
+            dialogue.fail(Failure.SERVER_PROTOCOL)
+        actions: list[Action] = [ToServer(said)] if said else []
+        outcome = dialogue.outcome
+        if outcome == GOES_ON:
+            if said:  # else it goes on with what it was asked for: it has no more time for that
+                self.deadline = now + self.settings.answer
+            return actions
+        if outcome == TLS:
+            if self.server_buffer:
+                return self.give_up(Failure.SERVER_PROTOCOL, now)
+            self.state = SECURED
+            self.deadline = now + self.settings.answer
+            return [*actions, StartServerTls()]
+        if outcome == ACCEPTED:
+            return [*actions, *self._enter(now)]
+        return [*actions, *self.give_up(dialogue.failure, now)]
+
+    def _enter(self, now: float) -> list[Action]:
+        """The server has consented: the client hears of it, and what it has sent already goes first."""
+        self.flow.logged_in_at = now
+        actions = self.say(self.welcome())
+        if self.server_buffer:
+            actions += self.say(bytes(self.server_buffer))
+        if self.buffer:
+            actions.append(ToServer(bytes(self.buffer)))
+        self.buffer = bytearray()
+        self.server_buffer = bytearray()
+        self.dialogue = None
+        self.facts.password = b""
+        self.wants_client = True
+        self.state = TUNNEL
+        self.deadline = now + self.idle
+        return [*actions, Tunnel(self.idle)]
+
+    def give_up(self, failure: Failure, now: float) -> list[Action]:
+        """The login has come to nothing: the server's connection is closed, and the client gets its answer."""
+        actions: list[Action] = []
+        refused = permanent(failure)
+        if self.state in (ROUTING, DIALOGUE, SECURED):
+            blame = failure if failure.owner is Owner.SERVER and self.assignment is not None else None
+            actions.append(Release(False, blame))
+        self.assignment = None
+        if refused:
+            actions.append(LoginFailed())
+        token = self.facts.token and refused and self._token_by_sasl()
+        if token:
+            self.state, self.failure = EXCUSE, failure
+            self.deadline = now + self.settings.login
+            self.wants_client = True
+            actions += self.say(self.challenge(INVALID_TOKEN))
+            return [*actions, *self.work(now)]
+        return [*actions, *self._answer(failure, now), *self.work(now)]
+
+    def _token_by_sasl(self) -> bool:
+        return self.facts.mechanism in ("xoauth2", "oauthbearer")
+
+    def _answer(self, failure: Failure, now: float) -> list[Action]:
+        """The client is told that its login came to nothing, and may try again."""
+        self.state = COMMANDS
+        self.dialogue = None
+        self.server_buffer = bytearray()
+        self.facts.password = b""
+        self.wants_client = not self.half_closed
+        self.deadline = now + self.settings.login
+        actions = self.say(self.refusal(failure))
+        if self.attempts >= self.settings.login_attempts:
+            return [*actions, *self.end(failure, now)]
+        if self.draining_now:
+            return [*actions, *self.end(Failure.SHUTDOWN, now)]
+        return actions
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def end(self, failure: Failure | None, now: float, why: str = "") -> list[Action]:
+        """Say goodbye, outside any answer, and close."""
+        ended = self._ended_at(failure) if failure is not None else "ok"
+        said: list[Action] = []
+        if failure is not None and self.state != SECURING:
+            said = self.say(self.farewell(failure, why))
+        return [*said, *self.close(failure, ended, now)]
+
+    def close(self, failure: Failure | None, ended: str, now: float) -> list[Action]:
+        """Both sides' regular end."""
+        actions: list[Action] = [self._finished(failure, ended, now)]
+        if self.state in (ROUTING, DIALOGUE, SECURED, TUNNEL):
+            actions.append(Release(False, None, self.flow.latency()))
+        self._over()
+        return [*actions, Close(linger=failure is not None and failure.owner is Owner.CLIENT)]
+
+    def cut(self, failure: Failure, now: float) -> list[Action]:
+        """Both sides' end by reset: nobody takes what came for the whole."""
+        actions: list[Action] = [self._finished(failure, self._ended_at(failure), now)]
+        if self.state in (ROUTING, DIALOGUE, SECURED, TUNNEL):
+            blame = failure if failure.owner is Owner.SERVER else None
+            actions.append(Release(False, blame, self.flow.latency(), abort=True))
+        self._over()
+        return [*actions, Close(abort=True)]
+
+    def _over(self) -> None:
+        self.state = CLOSED
+        self.deadline = 0.0
+        self.buffer = bytearray()
+        self.server_buffer = bytearray()
+        self.dialogue = None
+        self.facts.password = b""
+        self.wants_client = True
+
+    def _ended_at(self, failure: Failure) -> str:
+        return f"{failure.label}@{PHASES[self.state]}"
+
+    def _finished(self, failure: Failure | None, ended: str, now: float) -> Finished:
+        flow = self.flow
+        return Finished(flow, flow.status, failure, ended, flow.received, flow.sent, now - flow.began)
