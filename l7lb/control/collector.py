@@ -80,6 +80,7 @@ class Gathered:
     tables: list[TableOf] = field(default_factory=list)
     servers: list[Row] = field(default_factory=list)
     server_gauges: list[tuple[Labels, dict[str, float]]] = field(default_factory=list)
+    protocols: list[tuple[tuple[str, str, str], bool]] = field(default_factory=list)
     states: list[tuple[Labels, int]] = field(default_factory=list)  # pool and state: how many servers
     left_out: int = 0
     checks: list[tuple[str, checks.CheckCounts]] = field(default_factory=list)
@@ -117,6 +118,9 @@ def gather(
             found.servers.append(((pool.name, server.name), node.cells(server.slot)))
             gauges = {"up": row.state in ("up", "draining"), "healthy": row.healthy, "ejected": row.ejected}
             found.server_gauges.append(((pool.name, server.name), {**gauges, "weight": row.weight}))
+            found.protocols.extend(
+                ((pool.name, server.name, protocol), one.state == "up") for protocol, one in row.protocols.items()
+            )
     found.states = list(states.items())
     if health is not None:
         found.checks = list(health.counts.items())
@@ -231,6 +235,11 @@ class Collector(RegistryCollector):
             for pair, values in numbers.server_gauges:
                 gauge.add_metric(pair, values[name])
             yield gauge
+        text = "Whether its checks let it be used in that protocol; of servers whose protocols are checked one by one."
+        protocols = GaugeMetricFamily("l7lb_server_protocol_up", text, labels=(*labels, "protocol"))
+        for triple, up in numbers.protocols:
+            protocols.add_metric(triple, up)
+        yield protocols
         yield _gauge("l7lb_server_active", "Requests in progress.", labels, numbers.servers, columns.ACTIVE)
         yield from _counters("l7lb_server", labels, SERVER, numbers.servers)
         text = "TLS handshakes with the server that were completed, by whether an earlier session went on."

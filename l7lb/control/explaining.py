@@ -193,13 +193,13 @@ def choose_server(
     state = pool_state(pool, node)
     now = time.monotonic()
     explanation = explain_pool(state, facts, now)
-    chosen = make_balancer(state, 0).choose(facts, now)
+    chosen = make_balancer(state, 0).choose(facts, now, state.down_for(facts.protocol))
     sticky = stickiness.find(facts, now) if stickiness is not None else None
     why = explanation.why
     if sticky is not None:
         name, kind = sticky
         server = state.by_name.get(name)
-        if server is not None and server.alive:
+        if server is not None and server.alive_for(facts.protocol):
             return server, f"the {kind} keeps this user on {name}", explanation.details
         why = f"the {kind} names {name}, which is {'unknown' if server is None else 'not in use'}; {why}"
     return chosen, why, explanation.details
@@ -212,6 +212,7 @@ def pool_state(pool: Pool, node: NodeState | None) -> PoolState:
         server = ServerState(pool.name, config)
         if node is not None:
             server.healthy = node.healthy(pool.name, config.name)
+            server.down = frozenset(node.down(pool.name, config.name))
             server.ejected = node.ejection(pool.name, config.name) is not None
             server.up_since = node.since(pool.name, config.name)
             server.others = node.count(config.slot, ACTIVE)

@@ -26,19 +26,21 @@ import msgspec
 import structlog
 
 from l7lb.control import probes
-from l7lb.control.effective import Key
 from l7lb.control.node import Change, NodeState
 from l7lb.control.probes import HttpProbe, ProbeUnavailable
 from l7lb.control.rise_fall import RiseFall
+from l7lb.control.verdicts import checked
 from l7lb.core.contracts import Probe, ProbeTls, ProtocolSpec
 from l7lb.core.errors import ProbeFailed
-from l7lb.core.snapshot import Address, Health, ServerTls
+from l7lb.core.snapshot import Address, Health, Pool, Server, ServerTls
 from l7lb.proxy.tls_contexts import server_context
 
 CONCURRENCY = 400  # checks at a time
 YOUNG = 32  # of them, not older than HOLD
 HOLD = 0.05  # seconds
 BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, of the duration histogram
+
+TaskKey = tuple[str, str, str]  # the pool's name, the server's, the protocol
 
 log = structlog.get_logger("l7lb.health")
 
@@ -62,13 +64,32 @@ class CheckCounts:
 
 @dataclass(frozen=True)
 class Target:
-    """One server to be checked; equal targets keep their task over a reload."""
+    """One server to be checked, in one protocol if it has several; equal targets keep their task over a reload."""
 
     pool: str
     server: str
     address: Address
     health: Health
     tls: ServerTls | None = None
+    protocol: str = ""  # that this check speaks for; "": for the whole server
+
+    @property
+    def label(self) -> str:
+        """Its name in logs."""
+        return f"{self.pool}/{self.server}" + (f" ({self.protocol})" if self.protocol else "")
+
+
+def _targets(pool: Pool, health: Health, server: Server) -> list[Target]:
+    """What is to be checked of a server: the whole, or its protocols one by one."""
+
+    def target(spoken: str, protocol: str) -> Target:
+        of_server = probes.of_server(health, server, spoken, pool.client_address)
+        return Target(pool.name, server.name, server.address_for(spoken), of_server, server.tls, protocol)
+
+    one_by_one = checked(health, server)
+    if one_by_one:
+        return [target(protocol, protocol) for protocol in one_by_one]
+    return [target("http" if health.kind == "http" else health.protocol, "")]
 
 
 class Turns:
@@ -110,7 +131,7 @@ class HealthMonitor:
         self._random = rng or random.Random()
         self._turns = Turns(concurrency, YOUNG)
         self._tls: dict[ServerTls, ProbeTls] = {}
-        self._tasks: dict[Key, tuple[Target, asyncio.Task[None]]] = {}
+        self._tasks: dict[TaskKey, tuple[Target, asyncio.Task[None]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._running = False
         self._said_unavailable: set[str] = set()
@@ -135,34 +156,32 @@ class HealthMonitor:
 
     def _reconcile(self) -> None:
         """Start and end tasks so that exactly the servers in force are checked."""
-        wanted: dict[Key, Target] = {}
+        wanted: dict[TaskKey, Target] = {}
         for pool in self._node.effective().pools:
             if pool.health is not None:
                 self.counts.setdefault(pool.name, CheckCounts())
                 for server in pool.servers:
-                    health = probes.of_server(pool.health, server)
-                    target = Target(pool.name, server.name, server.address, health, server.tls)
-                    wanted[pool.name, server.name] = target
+                    for target in _targets(pool, pool.health, server):
+                        wanted[pool.name, server.name, target.protocol] = target
         in_use = {target.tls for target in wanted.values()}
         self._tls = {tls: known for tls, known in self._tls.items() if tls in in_use}
-        checked = {pool for pool, _ in wanted}
-        self.counts = {pool: counts for pool, counts in self.counts.items() if pool in checked}
+        pools = {pool for pool, _, _ in wanted}
+        self.counts = {pool: counts for pool, counts in self.counts.items() if pool in pools}
         for key, (target, _) in list(self._tasks.items()):
             if wanted.get(key) != target:
                 self._end(key)
         for key, target in wanted.items():
             if key not in self._tasks:
-                self._tasks[key] = target, asyncio.create_task(self._watch(target), name=f"check {'/'.join(key)}")
+                self._tasks[key] = target, asyncio.create_task(self._watch(target), name=f"check {target.label}")
 
-    def _end(self, key: Key) -> None:
+    def _end(self, key: TaskKey) -> None:
         _, task = self._tasks.pop(key)
         task.cancel()
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def _watch(self, target: Target) -> None:
-        known = self._node.verdict(target.pool, target.server)
-        streak = RiseFall(target.health.rise, target.health.fall, known.healthy if known is not None else None)
+        streak = RiseFall(target.health.rise, target.health.fall, self._known(target))
         interval = target.health.interval
         pause = interval * self._random.uniform(0.25, 1.0)
         while True:
@@ -170,6 +189,16 @@ class HealthMonitor:
             await self._check(target, streak)
             await asyncio.sleep(max(pause - (time.monotonic() - began), interval * 0.05))
             pause = interval * self._random.uniform(0.9, 1.1)
+
+    def _known(self, target: Target) -> bool | None:
+        """What the checks before these said, if there were any."""
+        verdict = self._node.verdict(target.pool, target.server)
+        if verdict is None:
+            return None
+        if not target.protocol:
+            return verdict.healthy
+        part = verdict.parts.get(target.protocol)
+        return part.healthy if part is not None else None
 
     async def _check(self, target: Target, streak: RiseFall) -> None:
         health = target.health
@@ -193,7 +222,7 @@ class HealthMonitor:
             except TimeoutError:
                 good, reason = False, probes.describe_timeout(health.timeout)
             except Exception as error:
-                log.exception(f"{target.pool}/{target.server}: its check is broken", check=health.kind)
+                log.exception(f"{target.label}: its check is broken", check=health.kind)
                 good, reason = False, f"the check is broken: {type(error).__name__}"
             seconds = time.monotonic() - began
         if not good and seconds > health.timeout * 1.25 + 0.1:
@@ -215,28 +244,29 @@ class HealthMonitor:
         known = self._tls.get(tls)
         if known is None:
             plain = msgspec.structs.replace(tls, alpn=())  # checks speak HTTP/1.1
-            known = self._tls[tls] = ProbeTls(server_context(plain), tls.server_name or None)
+            known = self._tls[tls] = ProbeTls(server_context(plain), tls.server_name or None, tls.mode)
         return {**target.health.settings, "tls": known}
 
     def _verdict(self, target: Target, healthy: bool, why: str) -> None:
-        if not self._node.set_health(target.pool, target.server, healthy, why):
+        if not self._node.set_health(target.pool, target.server, healthy, why, target.protocol):
             return
         servers = next((pool.servers for pool in self._node.effective().pools if pool.name == target.pool), ())
-        left = sum(self._node.is_open(target.pool, server) for server in servers)
+        left = sum(self._node.is_open(target.pool, server, target.protocol) for server in servers)
         say = log.info if healthy else log.warning
         say(
-            f"{target.pool}/{target.server} is {'up' if healthy else 'down'}: {why}",
+            f"{target.label} is {'up' if healthy else 'down'}: {why}",
             pool=target.pool,
             server=target.server,
             open_servers=left,
         )
         if not left and not healthy:
-            log.error(f"pool {target.pool} has no server left", pool=target.pool)
+            what = f" for {target.protocol}" if target.protocol else ""
+            log.error(f"pool {target.pool} has no server left{what}", pool=target.pool)
 
     def _unavailable(self, target: Target, why: str) -> None:
         """The check can't be made: what was known of the server stays."""
-        healthy = self._node.healthy(target.pool, target.server)
-        self._node.set_health(target.pool, target.server, healthy, why)
+        healthy = self._node.healthy_for(target.pool, target.server, target.protocol)
+        self._node.set_health(target.pool, target.server, healthy, why, target.protocol)
         if target.pool not in self._said_unavailable:
             self._said_unavailable.add(target.pool)
             log.warning(f"pool {target.pool}: {why}", pool=target.pool)

@@ -41,6 +41,7 @@ from l7lb.control.effective import (
 from l7lb.control.overrides import Overrides
 from l7lb.control.slots import NoRowLeft, Slots
 from l7lb.control.ticket_secrets import TicketSecrets, with_ticket_keys
+from l7lb.control.verdicts import Part, Verdict, combine
 from l7lb.core.errors import L7lbError
 from l7lb.core.messages import ServerHealth, SessionRow
 from l7lb.core.snapshot import Server, Snapshot
@@ -89,15 +90,6 @@ class Change:
 
     snapshot: bool
     health: tuple[ServerHealth, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the checks say of a server at that address; ``why`` is what an operator reads."""
-
-    healthy: bool
-    why: str
-    address: str
 
 
 @dataclass(frozen=True)
@@ -254,14 +246,28 @@ class NodeState:
         verdict = self._verdicts.get((pool, server))
         return verdict is None or verdict.healthy
 
+    def healthy_for(self, pool: str, server: str, protocol: str) -> bool:
+        """What the checks of that protocol alone say, and the same as :meth:`healthy` where there are none."""
+        verdict = self._verdicts.get((pool, server))
+        if verdict is None:
+            return True
+        part = verdict.parts.get(protocol)
+        return verdict.healthy if part is None else part.healthy
+
+    def down(self, pool: str, server: str) -> tuple[str, ...]:
+        """The protocols for which a healthy server is not to be used."""
+        verdict = self._verdicts.get((pool, server))
+        return verdict.down if verdict is not None else ()
+
     def ejection(self, pool: str, server: str) -> Ejection | None:
         """Whether, until when and why it is ejected."""
         return self._ejections.get((pool, server))
 
-    def is_open(self, pool: str, server: Server) -> bool:
-        """Whether new users are sent to it."""
+    def is_open(self, pool: str, server: Server, protocol: str = "") -> bool:
+        """Whether new users are sent to it, of that protocol where one is named."""
         key = pool, server.name
-        return server.state == "enabled" and server.weight > 0 and self.healthy(*key) and key not in self._ejections
+        usable = server.state == "enabled" and server.weight > 0 and key not in self._ejections
+        return usable and self.healthy(*key) and protocol not in self.down(*key)
 
     def since(self, pool: str, server: str) -> float:
         """The monotonic time from which its slow start counts, 0.0 for one that was there from the start."""
@@ -291,20 +297,28 @@ class NodeState:
 
     # --- what checks and look-ups say -----------------------------------------------------------------------------
 
-    def set_health(self, pool: str, server: str, healthy: bool, why: str) -> bool:
-        """The checks' verdict. Returns whether it differs from what held before (an unchecked server is healthy)."""
+    def set_health(self, pool: str, server: str, healthy: bool, why: str, protocol: str = "") -> bool:
+        """The checks' verdict, on one protocol where these are checked one by one. Returns whether it differs from what
+        held before (an unchecked server is healthy).
+        """
         config = self._servers.get((pool, server))
         if config is None:
             return False
         key = pool, server
-        was = self.healthy(*key)
+        was, was_for = self.healthy(*key), self.healthy_for(pool, server, protocol)
         first = key not in self._verdicts
-        self._verdicts[key] = Verdict(healthy, why, str(config.address))
-        if healthy and not was:
+        verdict = Verdict(healthy, why, str(config.address))
+        if protocol:
+            health = next(one.health for one in self._effective.pools if one.name == pool)
+            if health is None:
+                return False
+            verdict = combine(self._verdicts.get(key), verdict.address, {protocol: Part(healthy, why)}, health, config)
+        self._verdicts[key] = verdict
+        if verdict.healthy and not was:
             self._since[key] = self.clock()
-        if first or healthy != was:
+        if first or protocol or healthy != was:
             self._tell(False, [key])
-        return healthy != was
+        return healthy != was_for
 
     def set_ejected(self, pool: str, server: str, seconds: float, why: str = "") -> None:
         """Take it out for so long; 0: put it back."""
@@ -428,7 +442,7 @@ class NodeState:
             since = self._since.get(key, 0.0)
             if before is None and key[0] in checked and key not in self._verdicts and not ejected and not since:
                 continue
-            message = ServerHealth(*key, self.healthy(*key), ejected, since)
+            message = ServerHealth(*key, self.healthy(*key), ejected, since, self.down(*key))
             if message != before:
                 self._told[key] = message
                 fresh.append(message)

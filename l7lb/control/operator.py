@@ -26,8 +26,17 @@ class Refused(L7lbError):
     """What an operator asked for can't be done; the text says why."""
 
 
+class ProtocolRow(msgspec.Struct, kw_only=True):
+    """A protocol of a server, where these are checked one by one; ``state`` is ``up`` or ``down``."""
+
+    state: str
+    why: str
+
+
 class ServerRow(msgspec.Struct, kw_only=True):
-    """One server as ``l7lb servers`` shows it; ``state`` is ``up``, ``down``, ``draining`` or ``disabled``."""
+    """One server as ``l7lb servers`` shows it; ``state`` is ``up``, ``down``, ``draining`` or ``disabled``. One that is
+    up may be down for some of its ``protocols``.
+    """
 
     pool: str
     name: str
@@ -43,6 +52,7 @@ class ServerRow(msgspec.Struct, kw_only=True):
     healthy: bool = True
     checked: bool = False
     ejected: bool = False
+    protocols: dict[str, ProtocolRow] = {}
 
 
 class Operator:
@@ -216,6 +226,11 @@ class Operator:
             state = "draining" if server.state == "draining" else "up"
         row = self._plain(pool.name, server, state, "; ".join(reason for reason in reasons if reason))
         row.healthy, row.checked, row.ejected = node.healthy(*key), verdict is not None, ejection is not None
+        if verdict is not None:
+            row.protocols = {
+                protocol: ProtocolRow(state="up" if part.healthy else "down", why=part.why)
+                for protocol, part in verdict.parts.items()
+            }
         return row
 
     def _operator_says(self, pool: str, server: Server) -> list[str]:

@@ -32,6 +32,7 @@ from l7lb.proxy.upstream import explain
 BODY = 64 * 1024  # bytes of an answer that are looked at
 HEADER = 32 * 1024  # bytes of one line of an answer's header
 EXPECT = ((200, 399),)
+NOTHING_TOLD: Mapping[str, str] = {}
 
 _OWN_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EPERM}
 _REASONS = {
@@ -293,11 +294,19 @@ def chooser(protocols: Mapping[str, ProtocolSpec], http: HttpProbe) -> Callable[
     return choose
 
 
-def of_server(health: Health, server: Server) -> Health:
-    """The pool's checks as this server needs them. A port of its own for checks is taken to know no PROXY protocol."""
-    if not server.send_proxy or health.port not in (0, server.address.port):
+def of_server(
+    health: Health, server: Server, protocol: str = "", client_address: Mapping[str, str] = NOTHING_TOLD
+) -> Health:
+    """The pool's checks as this server needs them in that protocol. A port of its own for checks is taken to know no
+    PROXY protocol. ``client_address`` is the pool's.
+    """
+    if health.kind == "protocol" and protocol:
+        health = msgspec.structs.replace(health, protocol=protocol)
+    told = client_address.get(protocol, "")
+    version = server.send_proxy or (told.removeprefix("proxy-") if told.startswith("proxy-") else "")
+    if not version or health.port not in (0, server.address_for(protocol).port):
         return health
-    return msgspec.structs.replace(health, settings={**health.settings, "send_proxy": server.send_proxy})
+    return msgspec.structs.replace(health, settings={**health.settings, "send_proxy": version})
 
 
 def target(address: Address, health: Health) -> Address:

@@ -165,3 +165,7 @@ class PoolState:
         self.idle_connections = config.idle_connections
         self.servers = servers
         self.by_name = {server.name: server for server in servers}
+
+    def down_for(self, protocol: str) -> list[ServerState]:
+        """Those whose checks of that protocol fail, while others are good."""
+        return [server for server in self.servers if protocol in server.down]

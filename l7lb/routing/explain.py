@@ -66,7 +66,7 @@ def explain_pool(pool: PoolState, facts: Facts, now: float = 0.0, seed: int = 0)
     ``matched`` is False where no server is open. ``details`` has a line for each server. Persistence is not asked.
     """
     balancer = make_balancer(pool, seed)
-    chosen = balancer.choose(facts, now)
+    chosen = balancer.choose(facts, now, pool.down_for(facts.protocol))
     settings = pool.config.balance
     if chosen is None:
         why = "no server is open"
@@ -78,15 +78,17 @@ def explain_pool(pool: PoolState, facts: Facts, now: float = 0.0, seed: int = 0)
         why += "; it is a backup, and no other server is open"
     if chosen is not None and chosen.full:
         why += "; all open servers are at their connection limit, so that the request waits"
-    details = [_describe(server, pool, now) for server in pool.servers]
+    details = [_describe(server, pool, facts.protocol, now) for server in pool.servers]
     return Explanation(f"pool {pool.name}", 0, chosen is not None, why, details)
 
 
-def _describe(server: ServerState, pool: PoolState, now: float) -> str:
+def _describe(server: ServerState, pool: PoolState, protocol: str, now: float) -> str:
     config = server.config
     parts = []
     if not server.healthy:
         parts.append("down")
+    elif protocol in server.down:
+        parts.append(f"down for {protocol}")
     elif server.ejected:
         parts.append("ejected after errors")
     elif config.state != "enabled":

@@ -292,3 +292,55 @@ async def test_a_check_that_ended_late_because_we_could_not_run_says_nothing(
     async with monitoring(node, Stopped()) as monitor:
         await until(lambda: monitor.counts["web"].unavailable == 1)
         assert node.verdict("web", "web1") is None
+
+
+async def test_each_protocol_of_a_server_is_checked_by_itself(
+    make_pool: Make, make_snapshot: Make, make_server: Make
+) -> None:
+    ports = {"imap4": 9001, "pop3": 9002, "lmtp": 9003}
+    mail = make_pool("mail", make_server("mx1", "127.0.0.1:9001", ports=ports), **fast(scope="protocol", rise=1))
+    node = NodeState(make_snapshot(mail))
+    script = Script()
+    told = []
+    node.subscribe(lambda change: told.extend(change.health))
+    with structlog.testing.capture_logs() as logs:
+        async with monitoring(node, script):
+            await until(lambda: all(script.asked.get(port) for port in ports.values()))
+            script.answers[9002] = ProbeFailed("connect refused")
+            await until(lambda: node.down("mail", "mx1") == ("pop3",))
+            row = Operator(node).rows()[0]
+            assert (row.state, row.why) == ("up", "pop3 is down: connect refused (3 of 3 checks)")
+            assert {name: one.state for name, one in row.protocols.items()} == {
+                "imap4": "up", "pop3": "down", "lmtp": "up",
+            }  # fmt: skip
+            assert told[-1].down == ("pop3",)
+            assert told[-1].healthy
+            assert not node.is_open("mail", mail.servers[0], "pop3")
+            assert node.is_open("mail", mail.servers[0], "imap4")
+            for port in (9001, 9003):
+                script.answers[port] = ProbeFailed("connect refused")
+            await until(lambda: not node.healthy("mail", "mx1"))
+            assert why(node, "mx1") == "connect refused (3 of 3 checks)"
+            for port in (9001, 9002, 9003):
+                script.answers[port] = "greets"
+            await until(lambda: node.healthy("mail", "mx1") and not node.down("mail", "mx1"))
+            assert why(node, "mx1") == "imap4, pop3, lmtp: all answer"
+    events = [entry["event"] for entry in logs]
+    assert events[:2] == [
+        "mail/mx1 (pop3) is down: connect refused (3 of 3 checks)",
+        "pool mail has no server left for pop3",
+    ]
+    assert sum(event.startswith("mail/mx1 (pop3) is up: greets") for event in events) == 1
+
+
+async def test_a_protocol_takes_its_server_out_where_the_scope_is_the_server(
+    make_pool: Make, make_snapshot: Make, make_server: Make
+) -> None:
+    server = make_server("mx1", "127.0.0.1:9001", ports={"imap4": 9001, "pop3": 9002})
+    node = NodeState(make_snapshot(make_pool("mail", server, **fast())))
+    script = Script()
+    script.answers[9002] = ProbeFailed("connect refused")
+    async with monitoring(node, script):
+        await until(lambda: not node.healthy("mail", "mx1"))
+        assert node.down("mail", "mx1") == ()
+        assert why(node, "mx1").startswith("pop3 is down: connect refused")

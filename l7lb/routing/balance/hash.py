@@ -175,12 +175,13 @@ class HashBalancer(TierBalancer):
         if now >= self._due:
             self.renew(now)
         digest = xxh3_64_intdigest(key)
-        chosen = self.choose(facts, now)
+        chosen = self.choose(facts, now, self.pool.down_for(facts.protocol))
         passed = []
         for server in self.walk(digest):
             if server is chosen:
                 break
-            passed.append(f"{server.name} ({self._why_not(server)})")
+            why = f"down for {facts.protocol}" if facts.protocol in server.down else self._why_not(server)
+            passed.append(f"{server.name} ({why})")
         shown = show(key)
         if not passed:
             return f"the hash of {fact} {shown} belongs to it"
