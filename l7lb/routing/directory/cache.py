@@ -27,11 +27,11 @@ class Cache:
 
     def __init__(self, ttl: float, negative_ttl: float, size: int, now: float) -> None:
         self._start = now
-        missing = max(1, size // MISSING_SHARE) if negative_ttl > 0 else 0
+        missing = (size + MISSING_SHARE - 1) // MISSING_SHARE if negative_ttl > 0 else 0
         self._found: dict[bytes, bytes] = {}
         self._missing: dict[bytes, bytes] = {}
         self._ttl = {FOUND: ttl, MISSING: negative_ttl}
-        self._size = {FOUND: max(1, size - missing), MISSING: missing}
+        self._size = {FOUND: size - missing, MISSING: missing}
 
     def __len__(self) -> int:
         return len(self._found) + len(self._missing)

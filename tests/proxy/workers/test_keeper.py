@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,46 @@ def test_without_a_supervisor_for_its_time_it_ends(process) -> None:
     assert asker.ask("settings", log_level="info", log_format="text", **times) == {"id": 2}
     asker.sock.close()
     assert running.wait(20) == 0
+
+
+@pytest.mark.scenario
+def test_the_directory_process_lives_as_long_as_it_is_wanted(process, tmp_path: Path) -> None:
+    running, asker = process
+    asker.ask("hello", role="supervisor")
+    times = {"without_supervisor": 60.0, "drain": 1.0, "retire": 60.0, "size": 10, "save": ""}
+    path = tmp_path / "directories.sock"
+
+    def settle(wanted: bool) -> None:
+        assert "error" not in asker.ask("settings", log_level="info", log_format="text", directories=wanted, **times)
+
+    def there() -> int:
+        children = asker.ask("hello", role="supervisor")["children"]
+        return next((child["pid"] for child in children if child["kind"] == "directories"), 0)
+
+    settle(True)
+    first = wait_until(there)
+    wait_until(path.exists)
+    before = path.stat().st_ino
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: there() not in (0, first) and path.stat().st_ino != before)
+    settle(False)
+    wait_until(lambda: not there())
+    assert not path.exists()
+    settle(True)
+    last = wait_until(there)
+    wait_until(path.exists)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(last, 0)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 @pytest.mark.scenario

@@ -66,8 +66,9 @@ def test_what_may_change_at_once_is_not_remembered(result: Result) -> None:
     assert len(cache) == 0
 
 
-def test_without_a_time_nothing_is_remembered() -> None:
-    cache = Cache(0.0, 0.0, 100, 0.0)
+@pytest.mark.parametrize(("seconds", "size"), [(0.0, 100), (300.0, 0)])
+def test_without_a_time_or_room_nothing_is_remembered(seconds: float, size: int) -> None:
+    cache = Cache(seconds, seconds, size, 0.0)
     cache.put(b"a", found(), 0.0)
     cache.put(b"b", Result(MISSING), 0.0)
     assert len(cache) == 0
