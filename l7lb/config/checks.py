@@ -16,8 +16,10 @@ from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.document import Items, Mapping, Path
 from l7lb.config.limits import Limit
 from l7lb.config.listeners import Listener
+from l7lb.config.mailboxes import MAIL
 from l7lb.config.model import Admin, Configuration
 from l7lb.config.pools import Pool, Server
+from l7lb.config.protocols import LISTENERS
 from l7lb.config.routes import ACTIONS, Route
 from l7lb.config.section import Reading
 from l7lb.config.wording import choice, quoted
@@ -32,6 +34,7 @@ def check_all(reading: Reading) -> None:
     for listener in listeners:
         rules = _mappings(listener.get("routes"))
         _pools_exist(reading, rules)
+        _directories_exist(reading, rules)
         _last_takes_all(reading, rules)
     pools = reading.root.get("pools")
     for pool in pools.values() if isinstance(pools, Mapping) else ():
@@ -63,18 +66,37 @@ def _names_once(reading: Reading, items: list[Mapping], what: str) -> None:
 
 
 def _pools_exist(reading: Reading, rules: list[Mapping]) -> None:
-    pools = reading.root.get("pools")
-    known = list(pools) if isinstance(pools, Mapping) else []
+    known = _names(reading, "pools")
     for rule in rules:
         for place in (rule, *_mappings(rule.get("split"))):
             name = place.get("pool")
             if isinstance(name, str) and name not in known:
-                message = (
-                    choice("the pool", name, known)
-                    if known
-                    else f"the pool {quoted(name)} is not known: there are none"
-                )
-                reading.problem((*place.path, "pool"), message)
+                reading.problem((*place.path, "pool"), _unknown("the pool", name, known))
+
+
+def _directories_exist(reading: Reading, rules: list[Mapping]) -> None:
+    known = _names(reading, "directories")
+    for rule in rules:
+        given = rule.get("directory")
+        names = given if isinstance(given, list) else [given]
+        for number, name in enumerate(names):
+            place = (*rule.path, "directory", number) if isinstance(given, list) else (*rule.path, "directory")
+            if not isinstance(name, str):
+                continue
+            if name not in known:
+                reading.problem(place, _unknown("the directory", name, known))
+            elif name in names[:number]:
+                reading.problem(place, f"{quoted(name)} has been asked already: name it once")
+
+
+def _names(reading: Reading, key: str) -> list[str]:
+    """The names in a mapping at the top of the file."""
+    found = reading.root.get(key)
+    return list(found) if isinstance(found, Mapping) else []
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    return choice(what, name, known) if known else f"{what} {quoted(name)} is not known: there are none"
 
 
 def _last_takes_all(reading: Reading, rules: list[Mapping]) -> None:
@@ -102,10 +124,12 @@ def _same_addresses(reading: Reading) -> None:
     """Warn of servers that are one."""
     seen: dict[tuple[Path, str], Server] = {}
     for server in reading.each(Server):
-        same = seen.setdefault((server.place[:-1], server.address), server)
-        if same is not server:
-            message = f"{server.address} is also the address of {same.name} in line {reading.line(same.place)}"
-            reading.warning((*server.place, "address"), message)
+        for key, address in server.addresses():
+            same = seen.setdefault((server.place[:-1], str(address)), server)
+            if same is not server:
+                message = f"{address} is also the address of {same.name} in line {reading.line(same.place)}"
+                reading.warning((*server.place, key), message)
+                break
 
 
 def _binds(reading: Reading) -> None:
@@ -142,7 +166,7 @@ def check_shown(configuration: Configuration, reading: Reading) -> None:
         listeners = [listener for listener in configuration.listeners if name in listener.pools()]
         if not listeners:
             continue
-        shown = {word for listener in listeners for word in listener.shows}
+        shown = {word for listener in listeners for word in listener.showing()}
         kinds = sorted({listener.kind for listener in listeners})
         who = f"{kinds[0]}, the protocol of this pool," if len(kinds) == 1 else f"none of {', '.join(kinds)}"
         for key in pool.keys_in_order():
@@ -154,6 +178,49 @@ def check_shown(configuration: Configuration, reading: Reading) -> None:
         if fact is not None and fact.kind not in shown:
             message = f"{who} shows {'no' if len(kinds) == 1 else 'a'} {fact.kind}: hash something else, such as source"
             reading.problem(("pools", name, "balance"), message)
+
+
+def check_mail(configuration: Configuration, reading: Reading) -> None:
+    """Ports, TLS and what servers see of clients, by the protocols that lead to a pool; once all else is right."""
+    if reading.problems:
+        return
+    for name, pool in configuration.pools.items():
+        protocols = configuration.protocols(name)
+        mail = [protocol for protocol in protocols if protocol in MAIL]
+        _check_relay(name, pool, protocols, reading)
+        for server in pool.servers:
+            _check_ports(server, protocols, bool(mail), reading)
+            if server.tls is not None and server.tls.mode not in (None, "implicit") and protocols and not mail:
+                message = f"{protocols[0]} has no such thing: its servers speak TLS from the first byte"
+                reading.problem((*server.tls.place, "mode"), message)
+
+
+def _check_relay(name: str, pool: Pool, protocols: tuple[str, ...], reading: Reading) -> None:
+    """Warn of SMTP servers that don't learn who their clients are."""
+    if "smtp" in protocols and "smtp" not in pool.client_address.compiled():
+        if all(server.send_proxy for server in pool.servers):
+            return
+        message = (
+            "an SMTP server here takes this node for all its clients: if it relays mail for this node, anybody "
+            "can send through it; write client_address: {smtp: xclient}, or proxy-v2"
+        )
+        reading.warning(("pools", name), message, key=True)
+
+
+def _check_ports(server: Server, protocols: tuple[str, ...], mail: bool, reading: Reading) -> None:
+    """Each protocol that leads to a server has a port there."""
+    if server.ports is None:
+        if mail and len(protocols) > 1 and not server.is_unix:
+            message = f"{' and '.join(protocols)} lead here and can't have one port: give host and ports"
+            reading.problem((*server.place, "address"), message, key=True)
+        return
+    for protocol in server.ports:
+        if protocol not in LISTENERS:
+            reading.problem((*server.place, "ports", protocol), choice("the protocol", protocol, LISTENERS), key=True)
+    missing = [protocol for protocol in protocols if protocol not in server.ports]
+    if missing:
+        message = f"has no port for {', '.join(missing)}, which a listener leads here: add {missing[0]}: PORT"
+        reading.problem((*server.place, "ports"), message)
 
 
 def check_unused(configuration: Configuration, reading: Reading) -> None:

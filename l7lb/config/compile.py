@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 from pathlib import Path
 
 from l7lb.config.addresses import parse_bind
 from l7lb.config.model import WORKERS, Configuration
+from l7lb.config.naming import node_name
 from l7lb.config.section import Reading
 from l7lb.config.settings import NodeSettings
 from l7lb.core.snapshot import AccessLog, Snapshot, Tables
@@ -19,23 +18,23 @@ STANDARD_OUTPUT = "-"
 def compile_snapshot(configuration: Configuration, reading: Reading) -> Snapshot:
     """The snapshot with version and slots 0, which the supervisor assigns."""
     listeners = tuple(listener.compiled(reading) for listener in configuration.listeners)
-    protocols: dict[str, str] = {}
-    for listener in configuration.listeners:
-        for name in sorted(listener.pools()):
-            protocols.setdefault(name, listener.protocol)
     log = configuration.access_log
     return Snapshot(
-        node=_node(configuration),
+        node=node_name(configuration.node),
         version=0,
         listeners=listeners,
         pools=tuple(
-            pool.compiled(name, protocols.get(name, ""), reading.base) for name, pool in configuration.pools.items()
+            pool.compiled(name, configuration.protocols(name), reading.base)
+            for name, pool in configuration.pools.items()
         ),
         workers=_workers(configuration),
         access_log=AccessLog(_log_path(log.path, reading.base), log.format) if log else None,
         tables=Tables(configuration.tables.size),
         drain=configuration.shutdown.drain,
         file=reading.file,
+        directories=tuple(
+            directory.compiled(name, reading.base) for name, directory in configuration.directories.items()
+        ),
     )
 
 
@@ -44,7 +43,7 @@ def compile_settings(configuration: Configuration, reading: Reading, file: Path)
     admin = configuration.admin
     return NodeSettings(
         file=file,
-        node=_node(configuration),
+        node=node_name(configuration.node),
         admin_socket=reading.base / admin.socket,
         metrics=parse_bind(admin.metrics) if admin.metrics else None,
         state=reading.base / configuration.state if configuration.state else None,
@@ -55,12 +54,6 @@ def compile_settings(configuration: Configuration, reading: Reading, file: Path)
         without_supervisor=configuration.shutdown.without_supervisor,
         drain=configuration.shutdown.drain,
     )
-
-
-def _node(configuration: Configuration) -> str:
-    if configuration.node is not None:
-        return configuration.node
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64] or "localhost"
 
 
 def _workers(configuration: Configuration) -> int:

@@ -16,12 +16,25 @@ class Unreadable(ValueError):
 
 def read_file(file: str, most: int) -> bytes:
     """The bytes of a regular file, at most that many, whole mebibytes. Raises Unreadable."""
+    content = _read(file, most + 1)
+    if len(content) > most:
+        raise Unreadable(f"is larger than {most // 1024**2} MiB")
+    return content
+
+
+def check_file(file: str) -> None:
+    """Raises Unreadable where a file can't be read, however large it is."""
+    _read(file, 1)
+
+
+def _read(file: str, size: int) -> bytes:
+    """The file's first bytes. Raises Unreadable."""
     try:
         # Not to wait for the other end of a pipe, in a process that serves.
         with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise Unreadable("is not a file but a pipe, a device or the like")
-            content = stream.read(most + 1)
+            return stream.read(size)
     except Unreadable:
         raise
     except FileNotFoundError:
@@ -29,6 +42,3 @@ def read_file(file: str, most: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Unreadable(f"can't be read: {reason}", isinstance(error, IsADirectoryError)) from None
-    if len(content) > most:
-        raise Unreadable(f"is larger than {most // 1024**2} MiB")
-    return content

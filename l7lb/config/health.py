@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
@@ -111,6 +111,11 @@ class Health(Section):
     rise: int = Field(default=2, ge=1, le=100, description="Good checks in a row that put a server back.")
     fall: int = Field(default=3, ge=1, le=100, description="Bad checks in a row that take a server out.")
     port: Port | None = Field(default=None, description="The port that is checked; default: the server's own.")
+    scope: Literal["server", "protocol"] = Field(
+        default="server",
+        description="With protocol, what a server is out for while the check of one protocol fails: all (server), or "
+        "that protocol.",
+    )
 
     def given(self) -> list[str]:
         """The kinds of check that are there."""
@@ -124,9 +129,13 @@ class Health(Section):
             self.complain(reading, f"{kind} and {given[0]} exclude one another: keep one", kind)
         if self.ping and self.port is not None:
             self.complain(reading, "a ping has no port", "port")
+        if self.scope == "protocol" and given and not self.protocol:
+            reading.warning((*self.place, "scope"), f"has no effect: {given[0]} is not the check of a protocol")
 
-    def compiled(self, protocol: str) -> snapshot.Health:
-        """For the monitor; ``protocol`` is that of the listeners that lead to the pool."""
+    def compiled(self, protocols: tuple[str, ...], several: bool) -> snapshot.Health:
+        """For the monitor; ``protocols`` are those of the listeners that lead to the pool, ``several``: servers have a
+        port for each.
+        """
         kind = self.given()[0]
         return snapshot.Health(
             kind=kind,
@@ -135,8 +144,10 @@ class Health(Section):
             rise=self.rise,
             fall=self.fall,
             settings=self.http.settings() if self.http else {},
-            protocol=protocol if kind == "protocol" else "",
+            protocol=protocols[0] if kind == "protocol" and protocols else "",
             port=self.port or 0,
+            scope=self.scope if kind == "protocol" else "server",
+            protocols=protocols if kind == "protocol" and several else (),
         )
 
 

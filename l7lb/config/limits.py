@@ -14,8 +14,8 @@ from l7lb.config.units import Rate, format_rate
 from l7lb.config.wording import listing
 from l7lb.core import snapshot
 
-PLAIN_FACTS = ("source", "host", "path", "url", "method", "sni", "alpn", "listener")
-Counted = Literal["requests", "connections", "logins"]
+PLAIN_FACTS = ("source", "host", "path", "url", "method", "sni", "alpn", "mailbox", "listener")
+Counted = Literal["requests", "connections", "logins", "messages"]
 # What a protocol counts, and the facts that it knows by then: the first is what a limit counts that doesn't say.
 Countable = Mapping[str, tuple[str, ...]]
 
@@ -30,7 +30,7 @@ class Limit(Section):
     """How often those who share a fact may come; more is refused."""
 
     key: LimitKey = Field(
-        description="What is limited: each source, host, path, url, method, {header: NAME}, {cookie: NAME}, "
+        description="What is limited: each source, mailbox, host, path, url, method, {header: NAME}, {cookie: NAME}, "
         "{query: NAME} by itself, or the listener as a whole. Who doesn't have the fact is not limited."
     )
     rate: Rate = Field(description="How many on average, such as 100/s, 600/m or 10000/h; of the whole node.")
@@ -38,7 +38,8 @@ class Limit(Section):
         default=None, description="How many at once after a pause; without it, what the rate lets pass in a second."
     )
     of: Counted | None = Field(
-        default=None, description="What is counted: requests, connections or logins; default: what the protocol has."
+        default=None,
+        description="What is counted: requests, connections, logins or messages; default: what the protocol has.",
     )
     name: Name | None = Field(
         default=None,

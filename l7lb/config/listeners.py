@@ -11,6 +11,7 @@ from pydantic import Field
 from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.fields import Bind, Name, Source
 from l7lb.config.limits import Countable, Limits, check_limits, compile_limits
+from l7lb.config.mailboxes import address_rules
 from l7lb.config.routes import Route
 from l7lb.config.section import Reading, Section
 from l7lb.config.tls import Tls
@@ -117,17 +118,28 @@ class Listener(Section):
         for route in self.routes:
             check_limits(route.limit, self.countable_by_rule, self.kind, reading)
 
+    def _sees(self, condition: str) -> bool:
+        """Whether rules can match this."""
+        return condition in self.conditions
+
     def _check_route(self, route: Route, reading: Reading) -> None:
         """Report what this protocol's rules can't match or do."""
         for place in route.match.given() if route.match else ():
-            if place[-1] not in self.conditions:
+            if not self._sees(str(place[-1])):
                 seen = listing(self.conditions)
                 message = f"a rule for {self.kind} can't see this{self.because}; it sees {seen}"
                 reading.problem((*route.place, "match", *place), message, key=True)
+        if route.directory and "mailbox" not in self.showing():
+            message = f"a rule for {self.kind} has no mailbox to ask a directory for{self.because}"
+            reading.problem((*route.place, "directory"), message, key=True)
         for name in self.impossible:
             if getattr(route, name):
                 message = f"a rule for {self.kind} can't do this{self.because}; it has pool or split"
                 reading.problem((*route.place, name), message, key=True)
+
+    def showing(self) -> tuple[str, ...]:
+        """The persistence keys and facts to hash that its connections have."""
+        return self.shows
 
     def compiled(self, reading: Reading) -> snapshot.Listener:
         """The listener for the data path; each protocol's model adds its settings to what is :meth:`common`."""
@@ -145,6 +157,7 @@ class Listener(Section):
             "proxy_protocol": self.proxy_protocol.compiled() if self.proxy_protocol else None,
             "tls": self.tls.compiled(reading, self.alpn) if self.tls is not None else None,
             "limits": compile_limits(self.limit, self.name, self.countable),
+            "addresses": address_rules(reading),
         }
 
     def addresses(self, base: Path) -> tuple[snapshot.Address, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from l7lb.config.checks import check_account, check_all, check_shown, check_unused
+from l7lb.config.checks import check_account, check_all, check_mail, check_shown, check_unused
 from l7lb.config.compile import compile_settings, compile_snapshot
 from l7lb.config.document import BYTES, Mapping, Node, plain
 from l7lb.config.files import Unreadable, read_file
@@ -54,6 +54,7 @@ def load(
     check_all(reading)
     if configuration is not None:
         check_shown(configuration, reading)
+        check_mail(configuration, reading)
         check_unused(configuration, reading)
         check_account(configuration, reading)
     if configuration is None or reading.problems:

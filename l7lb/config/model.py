@@ -18,9 +18,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from l7lb.config.addresses import parse_bind
+from l7lb.config.directories import Directory
 from l7lb.config.document import Mapping
 from l7lb.config.fields import Bind, FilePath, Name, Text
 from l7lb.config.listeners import Listener
+from l7lb.config.mailboxes import AddressRules
 from l7lb.config.pools import Pool
 from l7lb.config.protocols import LISTENERS
 from l7lb.config.section import Reading, Section
@@ -175,9 +177,19 @@ class Configuration(Section):
     log: Log = Field(default=Log(), description="What the node says of itself.")
     access_log: AccessLog | None = Field(default=None, description="One line for each request; without it, none.")
     tables: Tables = Field(default=Tables(), description="The tables of persistence keys that need one.")
+    directories: dict[Name, Directory] = Field(
+        default={}, description="Where it is written which mailbox an address means, by the directory's name."
+    )
+    addresses: AddressRules = Field(
+        default=AddressRules(), description="How addresses and logins of mail become canonical."
+    )
     listeners: Annotated[list[Annotated[Listener, _ByProtocol]], Field(min_length=1)] = Field(
         description="Where clients come in."
     )
     pools: dict[Name, Pool] = Field(
         default={}, description="Servers that can stand in for one another, by the pool's name."
     )
+
+    def protocols(self, pool: str) -> tuple[str, ...]:
+        """The protocols of the listeners whose rules lead to a pool, in the file's order."""
+        return tuple(dict.fromkeys(one.kind for one in self.listeners if pool in one.pools()))

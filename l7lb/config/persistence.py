@@ -128,11 +128,27 @@ class TlsSessionKey(Key):
         return snapshot.TlsSessionKey(self.expire)
 
 
-class Persistence(Shorthand):
-    """One key; ``source`` or ``tls_session`` alone, as a word, stands for ``{source: {}}`` ..."""
+class MailboxKey(Key):
+    """All sessions of a mailbox, in every protocol, are on one server."""
 
-    WORDS: ClassVar[tuple[str, ...]] = ("source", "tls_session")
-    KINDS: ClassVar[tuple[str, ...]] = ("cookie", "application_cookie", "header", "tls_session", "source")
+    expire: Duration = Field(
+        default=900.0, description="Forgotten so long after the end of the mailbox's last session, on any node."
+    )
+
+    def compiled(self) -> snapshot.MailboxKey:
+        return snapshot.MailboxKey(self.expire)
+
+
+class Persistence(Shorthand):
+    """One key; ``source``, ``tls_session`` or ``mailbox`` alone, as a word, stands for ``{source: {}}`` ..."""
+
+    WORDS: ClassVar[tuple[str, ...]] = ("source", "tls_session", "mailbox")
+    KINDS: ClassVar[tuple[str, ...]] = ("mailbox", "cookie", "application_cookie", "header", "tls_session", "source")
+    BY_WORD: ClassVar[dict[str, type[Key]]] = {"source": SourceKey, "tls_session": TlsSessionKey, "mailbox": MailboxKey}
+
+    mailbox: MailboxKey | None = Field(
+        default=None, description="The mailbox: all its sessions, in every protocol, are on one server at a time."
+    )
 
     cookie: CookieKey | None = Field(
         default=None, description="A cookie that l7lb sets, which names the server opaquely."
@@ -165,7 +181,7 @@ class Persistence(Shorthand):
     def chain(self) -> list[Key]:
         """The key and those that come after it."""
         if self.word:
-            return [SourceKey() if self.word == "source" else TlsSessionKey()]
+            return [self.BY_WORD[self.word]()]
         keys = [key for kind in self.KINDS if isinstance(key := getattr(self, kind), Key)]
         return keys + (keys[0].then.chain() if keys and keys[0].then else [])
 
@@ -174,6 +190,8 @@ def check_order(keys: list[Key], place: Path, reading: Reading) -> None:
     """Report what can't work in a pool's keys, in the order in which they are tried."""
     if sum(isinstance(key, CookieKey) for key in keys) > 1:
         reading.problem(place, "l7lb sets one cookie for a pool: keep one cookie key")
+    if any(isinstance(key, MailboxKey) for key in keys[1:]):
+        reading.problem(place, "a mailbox's server is its only one, whatever other keys say: put mailbox first")
     for kind, name in ((TlsSessionKey, "tls_session"), (SourceKey, "source")):
         if sum(isinstance(key, kind) for key in keys) > 1:
             reading.problem(place, f"{name} is given twice: what the first one doesn't know the second doesn't either")
@@ -188,5 +206,5 @@ def check_order(keys: list[Key], place: Path, reading: Reading) -> None:
 
 PersistenceKeys = OneOrMore[Persistence]
 
-for _model in (CookieKey, ApplicationCookieKey, HeaderKey, TlsSessionKey, SourceKey):
+for _model in (CookieKey, ApplicationCookieKey, HeaderKey, TlsSessionKey, SourceKey, MailboxKey):
     _model.model_rebuild()

@@ -9,8 +9,10 @@ import msgspec
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from l7lb.config.addresses import parse_server, resolve
-from l7lb.config.fields import CookieName, HeaderName, Name, ServerAddress
+from l7lb.config.document import Mapping
+from l7lb.config.fields import CookieName, HeaderName, Name, Port, ServerAddress, TlsName
 from l7lb.config.health import Health, Outliers
+from l7lb.config.mailboxes import MAIL
 from l7lb.config.persistence import Key, PersistenceKeys, check_order
 from l7lb.config.section import Reading, Section, Shorthand, seconds
 from l7lb.config.tls import ToServer
@@ -20,7 +22,7 @@ from l7lb.core import snapshot
 from l7lb.routing.balance import ALGORITHMS
 
 WORD_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "hash")
-PLAIN_FACTS = ("path", "source", "host", "url", "sni", "alpn")
+PLAIN_FACTS = ("path", "source", "host", "url", "sni", "alpn", "mailbox")
 NAMED_FACTS = ("header", "cookie", "query")
 OUTCOMES = ("connect-failure", "reset-before-response", "response-timeout")
 
@@ -142,9 +144,16 @@ class Server(Section):
     """One server."""
 
     name: Name = Field(description="The server's name, once in its pool.")
-    address: ServerAddress = Field(
+    address: ServerAddress | None = Field(
+        default=None,
         description='Where it is: "192.0.2.1:80", "[2001:db8::1]:80", "app.internal:80" (looked up by DNS, each '
-        'address a server) or "unix:run/app.sock".'
+        'address a server) or "unix:run/app.sock". This, or host and ports.',
+    )
+    host: TlsName | None = Field(
+        default=None, description="Its host alone, an IP address or a name, where it speaks several protocols."
+    )
+    ports: Annotated[dict[Name, Port], Field(min_length=1)] | None = Field(
+        default=None, description="With host: its port for each protocol, such as {imap4: 143, lmtp: 24}."
     )
     weight: int = Field(
         default=1, ge=0, le=1000, description="Its part of the users, in relation to the others'; 0: none new."
@@ -162,11 +171,38 @@ class Server(Section):
 
     def check(self, reading: Reading) -> None:
         tls = self.tls
-        if tls is not None and tls.verify and tls.server_name is None and self.address.startswith("unix:"):
+        if tls is not None and tls.verify and tls.server_name is None and self.is_unix:
             self.complain(reading, "a unix socket has no name to be verified: give server_name", "tls")
+        if self.address is not None:
+            for name in ("host", "ports"):
+                if getattr(self, name) is not None:
+                    self.complain(reading, f"{name} and address exclude one another: keep one", name)
+        elif self.ports is None and self.host is not None:
+            self.complain(reading, "a host needs ports, such as {imap4: 143}; or write address: HOST:PORT", "host")
+        elif self.host is None and self.ports is not None:
+            self.complain(reading, "ports of which host? give host", "ports")
 
-    def compiled(self, base: Path) -> snapshot.Server:
-        address = resolve(parse_server(self.address), base)
+    @classmethod
+    def _known(cls, data: Mapping, reading: Reading) -> dict[str, Any]:
+        known = super()._known(data, reading)
+        if known.keys().isdisjoint(("address", "host", "ports")):
+            reading.problem(data.path, '"address" is missing: where it is; or give host and ports')
+        return known
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a unix socket."""
+        return self.address is not None and self.address.startswith("unix:")
+
+    def addresses(self) -> list[tuple[str, snapshot.Address]]:
+        """Where it is, with the key that says so; several where it has ``ports``."""
+        if self.address is not None:
+            return [("address", parse_server(self.address))]
+        return [("ports", snapshot.Address(self.host or "", port)) for port in (self.ports or {}).values()]
+
+    def compiled(self, base: Path, mode: str) -> snapshot.Server:
+        """The server for the data path; ``mode`` is how TLS begins where the section doesn't say."""
+        address = resolve(self.addresses()[0][1], base)
         return snapshot.Server(
             name=self.name,
             address=address,
@@ -174,8 +210,30 @@ class Server(Section):
             max_connections=self.max_connections or 0,
             backup=self.backup,
             send_proxy=self.send_proxy or "",
-            tls=self.tls.compiled(address.host, base) if self.tls is not None else None,
+            tls=self.tls.compiled(address.host, base, mode) if self.tls is not None else None,
+            ports=dict(self.ports or {}),
         )
+
+
+Proxied = Literal["none", "proxy-v1", "proxy-v2"]
+Extended = Literal["none", "xclient", "proxy-v1", "proxy-v2"]
+Identified = Literal["none", "id", "proxy-v1", "proxy-v2"]
+
+
+class ClientAddress(Section):
+    """How mail servers learn a client's address, by protocol."""
+
+    imap4: Identified = Field(default="none", description="none, id (the ID command), proxy-v1 or proxy-v2.")
+    pop3: Proxied = Field(default="none", description="none, proxy-v1 or proxy-v2.")
+    managesieve: Proxied = Field(default="none", description="none, proxy-v1 or proxy-v2.")
+    submission: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
+    smtp: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
+    lmtp: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
+
+    def compiled(self) -> dict[str, str]:
+        """What is not none, by protocol."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if value != "none"}
 
 
 class Pool(Section):
@@ -211,6 +269,14 @@ class Pool(Section):
         default=64, ge=0, le=100_000, description="Connections without work that are kept, for each server and worker."
     )
 
+    login_as: Literal["typed", "mailbox"] = Field(
+        default="typed",
+        description="What mail servers get as the user's name: what was typed, or the mailbox that it means.",
+    )
+    client_address: ClientAddress = Field(
+        default=ClientAddress(), description="How mail servers learn a client's address."
+    )
+
     def check(self, reading: Reading) -> None:
         if not any(server.weight for server in self.servers):
             self.complain(reading, "all weights are 0, so that no server is used: give one of them more", "servers")
@@ -220,7 +286,7 @@ class Pool(Section):
             check_order(self.keys_in_order(), (*self.place, "persistence"), reading)
         if self.health and self.health.port is not None:
             for number, server in enumerate(self.servers):
-                if server.address.startswith("unix:"):
+                if server.is_unix:
                     message = "a unix socket has no port, so that health's port does not apply to it"
                     reading.warning((*self.place, "servers", number, "address"), message)
 
@@ -234,14 +300,16 @@ class Pool(Section):
             return server
         return msgspec.structs.replace(server, tls=msgspec.structs.replace(server.tls, alpn=("h2",)))
 
-    def compiled(self, name: str, protocol: str, base: Path) -> snapshot.Pool:
-        """The pool for the data path; ``protocol`` is that of the listeners that lead to it."""
+    def compiled(self, name: str, protocols: tuple[str, ...], base: Path) -> snapshot.Pool:
+        """The pool for the data path; ``protocols`` are those of the listeners that lead to it."""
+        mode = "implicit" if set(protocols).isdisjoint(MAIL) else "auto"
+        several = any(server.ports for server in self.servers)
         return snapshot.Pool(
             name=name,
-            servers=tuple(self._spoken_to(server.compiled(base)) for server in self.servers),
+            servers=tuple(self._spoken_to(server.compiled(base, mode)) for server in self.servers),
             balance=self.balance.compiled(),
             persistence=tuple(key.compiled() for key in self.keys_in_order()),
-            health=self.health.compiled(protocol) if self.health else None,
+            health=self.health.compiled(protocols, several) if self.health else None,
             outliers=self.outliers.compiled() if self.outliers else None,
             retries=self.retries.compiled(),
             timeouts=self.timeouts.compiled(),
@@ -249,4 +317,6 @@ class Pool(Section):
             slow_start=self.slow_start,
             idle_connections=self.idle_connections,
             http_version=self.http_version,
+            login_as=self.login_as,
+            client_address=self.client_address.compiled(),
         )

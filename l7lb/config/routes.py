@@ -26,6 +26,7 @@ from l7lb.config.fields import (
     ValueGlob,
 )
 from l7lb.config.limits import Limits
+from l7lb.config.mailboxes import AddressGlob
 from l7lb.config.section import Reading, Section
 from l7lb.config.wording import quoted, wrong
 from l7lb.core import snapshot
@@ -121,6 +122,9 @@ class Match(Section):
         default=None, description="Protocols, such as h2, of which a client offers one in TLS."
     )
     source: OneOrMore[Source] | None = Field(default=None, description="Networks or addresses that the client is in.")
+    address: OneOrMore[AddressGlob] | None = Field(
+        default=None, description="Of mail: globs of the canonical address, such as *@example.com, in any case."
+    )
     not_: Match | None = Field(default=None, alias="not", description="Conditions that must not hold all together.")
 
     def check(self, reading: Reading) -> None:
@@ -147,6 +151,7 @@ class Match(Section):
             sni=tuple(self.sni or ()),
             alpn=tuple(self.alpn or ()),
             source=tuple(self.source or ()),
+            address=tuple(self.address or ()),
             not_=self.not_.compiled() if self.not_ else None,
         )
 
@@ -212,6 +217,11 @@ class Route(Section):
     limit: Limits | None = Field(
         default=None, description="How often what matches may come, one limit or several, beside the listener's."
     )
+    directory: OneOrMore[Name] | None = Field(
+        default=None,
+        description="Of mail: the directories that are asked which server has the mailbox, in their order, until one "
+        "knows it.",
+    )
     rewrite: Rewrite | None = Field(default=None, description="Another path or host for the server.")
     set_headers: SetHeaders = Field(
         default={}, description="Headers of the request, set for the server in place of the client's."
@@ -233,7 +243,7 @@ class Route(Section):
         for name in given[1:]:
             self.complain(reading, f"{name} and {given[0]} exclude one another: keep one", name)
         if given and given[0] in ("respond", "redirect"):
-            for name in ("rewrite", "set_headers", "remove_headers"):
+            for name in ("rewrite", "set_headers", "remove_headers", "directory"):
                 if getattr(self, name):
                     self.complain(reading, f"has no effect: with {given[0]}, no server gets the request", name)
         if self.split is not None and not any(share.weight for share in self.split):
@@ -301,6 +311,7 @@ class Route(Section):
             remove_headers=tuple(self.remove_headers),
             set_response_headers=tuple(self.set_response_headers.items()),
             remove_response_headers=tuple(self.remove_response_headers),
+            directory=tuple(self.directory or ()),
         )
 
 

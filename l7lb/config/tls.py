@@ -41,7 +41,7 @@ class Files(Section):
         except Unusable as error:
             where = next((name for name, path in files.items() if path == error.file), "cert")
             written = {"cert": self.cert, "key": self.key, "ocsp": ocsp_file}[where]
-            self.complain(reading, _about(written, error), where)
+            self.complain(reading, about(written, error), where)
             return
         self._pair = found.pair
         for doubt in found.doubts:
@@ -101,7 +101,7 @@ class Tls(Section):
         if self.ciphers is not None:
             self._check_ciphers(reading, self.ciphers)
         if self.client_ca is not None:
-            self._client_ca = _read_ca(self, self.client_ca, "client_ca", reading)
+            self._client_ca = take_ca(self, self.client_ca, "client_ca", reading)
         elif self.client_certificate == "optional":
             reading.warning((*self.place, "client_certificate"), "has no effect without client_ca")
         seen: dict[tuple[str, str], int] = {}
@@ -162,19 +162,26 @@ class ToServer(Section):
         default=None, description="The protocols that are offered; default: none, which means HTTP/1.1."
     )
     min_version: Version = Field(default="1.2", description="The oldest version that is spoken.")
+    mode: Literal["implicit", "starttls", "auto"] | None = Field(
+        default=None,
+        description="When TLS begins: implicit, with the first byte; starttls, when l7lb asks for it; auto, as the "
+        "server does it. default: auto for mail, implicit for all else.",
+    )
 
     _ca: bytes = PrivateAttr(default=b"")
 
     def check(self, reading: Reading) -> None:
         if self.ca is not None:
-            self._ca = _read_ca(self, self.ca, "ca", reading)
+            self._ca = take_ca(self, self.ca, "ca", reading)
             if not self.verify:
                 reading.warning((*self.place, "ca"), "has no effect with verify: false")
         if not self.verify:
             reading.warning((*self.place, "verify"), "anybody who is in between can read and change what is sent")
 
-    def compiled(self, host: str, base: Path) -> ServerTls:
-        """For the data path; ``host`` is that of the server's address, "" for a unix socket."""
+    def compiled(self, host: str, base: Path, mode: str) -> ServerTls:
+        """For the data path; ``host`` is that of the server's address, "" for a unix socket; ``mode`` is used where
+        none is given.
+        """
         return ServerTls(
             server_name=self.server_name or host,
             ca_file=str(base / self.ca) if self.ca is not None else "",
@@ -183,20 +190,22 @@ class ToServer(Section):
             certificate=self.certificate.compiled() if self.certificate is not None else None,
             alpn=tuple(self.alpn or ()),
             min_version=self.min_version,
+            mode=self.mode or mode,
         )
 
 
-def _about(written: str, error: Unusable) -> str:
+def about(written: str, error: Unusable) -> str:
     """What is wrong with a file, by its path as written, and in whole where that is relative and nothing is there."""
     missing = f" ({error.file})" if not os.path.isabs(written) and not os.path.lexists(error.file) else ""
     return f"{written}: {error}{missing}"
 
 
-def _read_ca(section: Section, file: str, key: str, reading: Reading) -> bytes:
+def take_ca(section: Section, file: str, key: str, reading: Reading) -> bytes:
+    """Certificates that others are verified by (PEM); what is wrong with them is reported, and b"" returned."""
     try:
         content, doubts = read_ca(str(reading.base / file))
     except Unusable as error:
-        section.complain(reading, _about(file, error), key)
+        section.complain(reading, about(file, error), key)
         return b""
     for doubt in doubts:
         reading.warning((*section.place, key), doubt)

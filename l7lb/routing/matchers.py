@@ -148,6 +148,16 @@ def alpn_condition(texts: Sequence[str]) -> Condition:
     )
 
 
+def address_condition(texts: Sequence[str]) -> Condition:
+    """The canonical address of mail matches one of the globs, in any case."""
+    matches = any_of([value_glob(text.lower()) for text in texts])
+    return Condition(
+        lambda facts, _path: bool(facts.address) and matches(facts.address.lower()),
+        f"address {_alternatives(texts)}",
+        lambda facts: f"the address is {show(facts.address)}" if facts.address else "there is no address",
+    )
+
+
 def values_condition(kind: str, name: str, texts: Sequence[str]) -> Condition:
     """One of the values of a header, cookie or query parameter matches one of the globs."""
     matches = any_of([value_glob(text) for text in texts])
@@ -213,6 +223,8 @@ def remaining_conditions(match: Match, exact_case: bool) -> list[Condition]:
         found.append(alpn_condition(match.alpn))
     if match.source:
         found.append(source_condition(match.source))
+    if match.address:
+        found.append(address_condition(match.address))
     found.extend(values_condition("header", name, values) for name, values in match.header)
     found.extend(values_condition("cookie", name, values) for name, values in match.cookie)
     found.extend(values_condition("query", name, values) for name, values in match.query)

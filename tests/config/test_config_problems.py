@@ -12,7 +12,10 @@ from config_marking import check, check_warnings, listener, node, pool, routes
 from l7lb.config import load
 
 NODE = [
-    ("▸nodee: a", '"nodee" is not known here; did you mean "node"? known: access_log, admin, group'),
+    (
+        "▸nodee: a",
+        '"nodee" is not known here; did you mean "node"? known: access_log, addresses, admin, directories, group',
+    ),
     ("▸pool: {}", 'did you mean "pools"?'),
     ("▸1: 2", '"1" is not known here; known: '),
     ("node: ▸1", 'must be text, not the number 1: write it in quotes, "1"'),
@@ -75,7 +78,7 @@ LISTENERS = [
         '"bind" is missing',
         '"routes" is missing',
     ),
-    ("- {name: a, protocol: ▸imap4, bind: []}", 'the protocol "imap4" is not known; known: http'),
+    ("- {name: a, protocol: ▸gopher, bind: []}", 'the protocol "gopher" is not known; known: http'),
     ("- {name: a, protocol: ▸htp, bind: []}", 'the protocol "htp" is not known; did you mean "http"? known: http'),
     ("- {name: a, protocol: ▸[http]}", "must be the name of a protocol, not a list; known: http"),
     (
@@ -385,7 +388,7 @@ POOLS = [
     ("balance: {▸first: {}}", '"first" is not known here; known: bounded_load, hash'),
     (
         "balance: {hash: ▸uri}",
-        'the fact "uri" is not known; did you mean "url"? known: path, source, host, url, sni, alpn, header',
+        'the fact "uri" is not known; did you mean "url"? known: path, source, host, url, sni, alpn, mailbox, header',
     ),
     ("balance: {hash: ▸header}", "which header? write {header: its name}"),
     ("balance: {hash: ▸{header: a, cookie: b}}", "must name one fact, such as {header: x-user}"),
@@ -396,8 +399,15 @@ POOLS = [
     ("balance: {hash: path, bounded_load: ▸125%}", 'must be a number, not "125%"'),
     ("balance: {hash: path, ▸word: path}", '"word" is not known here'),
     ("persistence: ▸cookie", "cookie needs a name: write {cookie: {name: ...}}"),
-    ("persistence: ▸mailbox", 'the persistence key "mailbox" is not known; known: cookie, application_cookie'),
-    ("persistence: ▸{}", "says nothing to keep users by: give one of cookie, application_cookie, header, tls_session"),
+    ("persistence: ▸mailbox", "http, the protocol of this pool, shows no mailbox: use source"),
+    (
+        "persistence: ▸inbox",
+        'the persistence key "inbox" is not known; did you mean "mailbox"? known: mailbox, cookie, application_cookie',
+    ),
+    (
+        "persistence: ▸{}",
+        "says nothing to keep users by: give one of mailbox, cookie, application_cookie, header, tls_session",
+    ),
     ("persistence: ▸tls_session", "http, the protocol of this pool, shows no tls_session: use source"),
     ("balance: ▸{hash: sni}", "http, the protocol of this pool, shows no sni: hash something else, such as source"),
     ("persistence: ▸[]", "is empty: give at least one"),
@@ -485,7 +495,7 @@ SERVERS = [
     ("{name: a, address: 'a:1', tls: {verify: ▸'no'}}", 'must be true or false, not "no"'),
     ("{name: a, address: 'a:1', tls: {certificate: ▸{cert: a}}}", '"key" is missing'),
     ("▸", "is empty: give at least one"),
-    ("▸5", "must be a mapping, not the number 5; its keys: name, address, weight"),
+    ("▸5", "must be a mapping, not the number 5; its keys: name, address, host, ports, weight"),
     ('▸{address: "192.0.2.1:80"}', '"name" is missing: the server\'s name'),
     ("▸{name: a}", '"address" is missing: where it is'),
     ("{name: a, address: ▸192.0.2.1}", "has no port: write host:port, such as 192.0.2.1:8080"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from config_marking import MARK
 from config_reference import Schema, deref, sections
+from test_config_mail import cases as mail_cases
 from test_config_problems import HTTP, NODE, POOLS, RULES, SERVERS, STREAMS
 
 from l7lb.config import json_schema, load
@@ -100,7 +101,7 @@ def test_the_schema_accepts_what_is_accepted() -> None:
         "listeners: []",
         "listeners: [{name: a}]",
         "node: a",
-        "listeners: [{name: a, protocol: imap4, bind: [':80'], routes: [{pool: a}]}]",
+        "listeners: [{name: a, protocol: gopher, bind: [':80'], routes: [{pool: a}]}]",
         "listeners: [{name: a, protocol: http, bind: [':80'], routes: [{pol: a}]}]",
         "listeners: [{name: a, protocol: http, bind: [':80'], routes: [{pool: a}], timeouts: {tunnel: 5}}]",
         "listeners: [{name: a, protocol: http, bind: [':80'], routes: [{pool: a}]}]\npools: {a: {}}",
@@ -156,6 +157,7 @@ def test_every_table_of_mistakes_is_long() -> None:
     whole = (NODE, HTTP, RULES, POOLS, SERVERS)
     cases = " ".join(str(case[0]) for table in whole for case in table).replace(MARK, "")
     cases += " ".join(case[1] for case in STREAMS)
+    cases += " ".join(str(case[0]) for case in mail_cases()).replace(MARK, "")
     keys = {
         key
         for node in SCHEMA["$defs"].values()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from l7lb.config.fields import TOKEN, TrustedNetwork
+from l7lb.config.fields import TOKEN, CookieName, HeaderName, TrustedNetwork
 from l7lb.config.limits import Countable
 from l7lb.config.listeners import Listener, ListenerLimits, ListenerTimeouts
 from l7lb.config.section import Reading, Section, seconds
@@ -134,6 +134,28 @@ class Http2(Section):
     )
 
 
+class WebMailbox(Section):
+    """Where a request of a web mail program names its mailbox."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ("header", "cookie", "query")
+
+    header: HeaderName | None = Field(default=None, description="The value of this header.")
+    cookie: CookieName | None = Field(default=None, description="The value of this cookie.")
+    query: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="The value of this parameter of the URL's query."
+    )
+
+    def check(self, reading: Reading) -> None:
+        given = [kind for kind in self.KINDS if getattr(self, kind) is not None]
+        if len(given) > 1 or (not given and self.silent):
+            self.complain(reading, "must name one place, such as {header: x-user}")
+
+    def compiled(self) -> dict[str, str]:
+        """Kind and name of the fact that holds the address."""
+        kind = next(kind for kind in self.KINDS if getattr(self, kind) is not None)
+        return {"kind": kind, "name": getattr(self, kind)}
+
+
 class HttpListener(Listener):
     """Clients that speak HTTP/1.1, HTTP/1.0 or HTTP/2."""
 
@@ -162,10 +184,21 @@ class HttpListener(Listener):
         description="Protocols that a client may change to: any, none, or names such as [websocket]. h2c, TLS and "
         "other versions of HTTP are never passed on.",
     )
+    mailbox: WebMailbox | None = Field(
+        default=None,
+        description="Where requests name the mailbox that they are about, so that they go to its server; without it, "
+        "nowhere.",
+    )
     path_case: Literal["ignore", "exact"] = Field(
         default="ignore",
         description="Whether rules tell upper from lower case in paths; ignore: they can't be walked around by case.",
     )
+
+    def showing(self) -> tuple[str, ...]:
+        return self.shows if self.mailbox is None else (*self.shows, "mailbox")
+
+    def _sees(self, condition: str) -> bool:
+        return super()._sees(condition) or (condition == "address" and self.mailbox is not None)
 
     def compiled(self, reading: Reading) -> snapshot.Listener:
         limits = seconds(self.limits)
@@ -182,6 +215,7 @@ class HttpListener(Listener):
                 "timeouts": timeouts,
                 "upgrades": self.upgrades,
                 "http2": seconds(self.http2),
+                **({"mailbox": self.mailbox.compiled()} if self.mailbox is not None else {}),
                 **limits,
             },
         )
