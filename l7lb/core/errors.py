@@ -50,6 +50,7 @@ class Failure(Enum):
     LOGIN_REFUSED = ("login-refused", Owner.CLIENT, "the credentials were refused")
     ENDED_HERE = ("ended-here", Owner.POLICY, "the node ended the session: its mailbox moved, or an operator said so")
     DIRECTORY = ("directory", Owner.SERVER, "no directory could answer where the mailbox lives")
+    NO_STATE = ("no-state", Owner.POLICY, "the node's state process did not say in time which server the mailbox is on")
     SHUTDOWN = ("shutdown", Owner.POLICY, "the node is shutting down")
 
     CONNECT_REFUSED = ("connect-refused", Owner.SERVER, "the server refused the connection")

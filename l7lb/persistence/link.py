@@ -1,6 +1,6 @@
-"""A worker's link to the node's state process: own changes and spendings out, others' in.
+"""A worker's link to the node's state process: own changes, spendings and claims of mailboxes out, others' in.
 
-The worker never waits for it. Without a state process it goes on with its replicas; when there is one again it
+The worker never waits for it, but for claims. Without a state process it goes on with its replicas; when there is one again it
 teaches it what it holds. Changes leave some milliseconds after they were made, the latest of each key only.
 """
 
@@ -17,7 +17,9 @@ import msgspec
 
 from l7lb.core.unixpath import short_path
 from l7lb.limits import Limits
+from l7lb.persistence.claims import Claims
 from l7lb.persistence.exchange import STALL, Pace, Sender, receive, together
+from l7lb.persistence.mailbox_messages import Denied, Dismiss, Granted, ToldMailboxes
 from l7lb.persistence.messages import (
     ALL,
     LIMIT,
@@ -75,8 +77,11 @@ class StateLink:
     ``synced`` is set once every table of the worker has been taught: before, users known to the node may be new here.
     """
 
-    def __init__(self, tables: Tables, socket_path: str | Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self, tables: Tables, socket_path: str | Path, limits: Limits | None = None, claims: Claims | None = None
+    ) -> None:
         self.tables = tables
+        self.claims = claims if claims is not None else Claims()
         self._spending = WorkerSpending(limits if limits is not None else Limits(), tables.origin)
         self.path = Path(socket_path)
         self.connected = False
@@ -122,8 +127,10 @@ class StateLink:
             async with asyncio.timeout(STALL):
                 answer = from_state.decode(await receive(reader))
             new = self._welcomed(answer)
+            self.claims.join(sender)
             await together(self._read(reader), self._write(sender), self._spending.run(sender, teach=new))
         finally:
+            self.claims.leave()
             writer.transport.abort()
 
     def _welcomed(self, answer: object) -> bool:
@@ -204,7 +211,10 @@ class StateLink:
             await asyncio.sleep(0)  # requests come between two messages, also when many are there
 
     def _apply(self, message: FromState) -> None:
-        if isinstance(message, (Welcome, Refused, Told)):
+        if isinstance(message, (Granted, Denied, Dismiss)):
+            self.claims.apply(message)
+            return
+        if isinstance(message, (Welcome, Refused, Told, ToldMailboxes)):
             raise BadMessage("a second answer to the same question")
         if isinstance(message, (Spent, Counted, Debts)):
             self._spending.apply(message)

@@ -21,7 +21,8 @@ Each message is MessagePack behind its length in four bytes, big end first. The 
                             <-      Mark, when an operator waits for a change
     Marked                  ->
 
-An operator's command says Ask instead of Join, and gets Told.
+An operator's command says Ask instead of Join, and gets Told. Of mailboxes :mod:`l7lb.persistence.mailbox_messages`
+has the messages.
 
 An *incarnation* is one life of the state process; sequence numbers mean something only in one incarnation. A worker
 that joins the one it knew goes on where it was; one that meets a new incarnation teaches it all that it holds. Times
@@ -35,10 +36,16 @@ from collections.abc import Iterator
 import msgspec
 
 from l7lb.limits.registry import Spending
+from l7lb.persistence.mailbox_messages import (
+    AskMailboxes,
+    MailboxFromWorker,
+    MailboxToWorker,
+    ToldMailboxes,
+)
 from l7lb.persistence.table import KEY_LIMIT, Delta
 
 ALL_ENTRIES = b""  # instead of a key
-PROTOCOL = 2  # grows when the messages change, so that versions don't talk past one another
+PROTOCOL = 3  # grows when the messages change, so that versions don't talk past one another
 LIMIT = 1 << 20  # bytes of one message
 CHUNK = 128  # changes in one message: decoded and merged in half a millisecond
 SPENDINGS = 256  # spendings or debts in one message
@@ -219,8 +226,8 @@ class Told(msgspec.Struct, tag="told"):
     late: int = 0
 
 
-FromWorker = Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts | Marked | Ask
-FromState = Welcome | Refused | Changes | Taught | Seen | Spent | Counted | Debts | Mark | Told
+FromWorker = Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts | Marked | Ask | MailboxFromWorker | AskMailboxes
+FromState = Welcome | Refused | Changes | Taught | Seen | Spent | Counted | Debts | Mark | Told | MailboxToWorker | ToldMailboxes
 
 encoder = msgspec.msgpack.Encoder()
 from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

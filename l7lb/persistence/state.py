@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ import msgspec
 from l7lb.core.unixpath import short_path
 from l7lb.persistence.asking import Asking
 from l7lb.persistence.exchange import STALL, Pace, Sender, receive, together
+from l7lb.persistence.mailbox_desk import MailboxDesk
+from l7lb.persistence.mailbox_messages import AskMailboxes, Claim, Ended, Opened, Refusal, ToldMailboxes
 from l7lb.persistence.messages import (
     ALL,
     LIMIT,
@@ -110,11 +113,16 @@ class Worker:
 
 
 class StateProcess:
-    """The tables and the workers that follow them. ``size`` counts for tables whose size no worker has told."""
+    """The tables and the workers that follow them. ``size`` counts for tables whose size no worker has told; ``roster``
+    is the file in which workers are noted.
+    """
 
-    def __init__(self, listening: socket.socket, save_path: Path | None, size: int) -> None:
+    def __init__(
+        self, listening: socket.socket, save_path: Path | None, size: int, roster: Path | None = None
+    ) -> None:
         self.tables: dict[str, Table] = {}
         self.spending = StateSpending()
+        self.mailboxes = MailboxDesk(self.tables, self._table, roster)
         self.asking = Asking(self.tables, lambda name: self._table(name, MAX_TTL), self._everywhere, self.spending)
         self._marks = 0
         self._marked = asyncio.Event()
@@ -169,7 +177,9 @@ class StateProcess:
     async def run(self) -> bool:
         """Serve until ``ending``, then save; returns whether that worked."""
         try:
-            await together(self._accept(), self._keep_house(), self._save_at_times(), self._wait_for_end())
+            await together(
+                self._accept(), self._keep_house(), self._save_at_times(), self._wait_for_end(), self.mailboxes.run()
+            )
         finally:
             for task in self._connections:
                 task.cancel()
@@ -244,12 +254,14 @@ class StateProcess:
         try:
             async with asyncio.timeout(STALL):
                 first = from_worker.decode(await receive(reader))
-            if isinstance(first, Ask):
+            if isinstance(first, (Ask, AskMailboxes)):
                 await self._asked(first, Sender(writer, lambda _: True))
                 return
+            pid = peer(connection)
             worker = await self._join(first, writer)
             if worker is not None:
                 self.workers.add(worker)
+                self.mailboxes.joined(worker.origin, worker.sender, pid)
                 await together(self._read(reader, worker), self._write(worker))
         except EOFError:
             if worker is None and os.getppid() != self._parent:
@@ -265,15 +277,18 @@ class StateProcess:
         finally:
             if worker is not None:
                 self.workers.discard(worker)
+                self.mailboxes.left(worker.origin, worker.sender)
             writer.transport.abort()
 
-    async def _asked(self, ask: Ask, sender: Sender) -> None:
+    async def _asked(self, ask: Ask | AskMailboxes, sender: Sender) -> None:
         """An operator asks."""
         if ask.protocol != PROTOCOL:
-            told = Told(problem=f"this state process speaks protocol {PROTOCOL}, not {ask.protocol}")
+            problem = f"this state process speaks protocol {PROTOCOL}, not {ask.protocol}"
+            await sender.send(Told(problem=problem) if isinstance(ask, Ask) else ToldMailboxes(problem))
+        elif isinstance(ask, Ask):
+            await sender.send(await self.asking.answer(ask))
         else:
-            told = await self.asking.answer(ask)
-        await sender.send(told)
+            await sender.send(await self.mailboxes.answer(ask))
 
     async def _everywhere(self) -> int:
         """Have all workers merge what is there so far; returns how many have not in time."""
@@ -351,7 +366,9 @@ class StateProcess:
                 self.spending.learn(message)
             case Marked():
                 self._confirmed(message, worker)
-            case Ask():
+            case Opened() | Claim() | Ended() | Refusal():
+                self.mailboxes.apply(message, worker.origin)
+            case Ask() | AskMailboxes():
                 raise BadMessage("a question behind its introduction")
             case Join():
                 raise BadMessage("it introduced itself twice")
@@ -478,9 +495,15 @@ def _bind(sock: socket.socket, path: str) -> None:
     sock.bind(path)
 
 
-async def serve(listening: socket.socket, save_path: Path | None, size: int) -> bool:
+def peer(sock: socket.socket) -> int:
+    """The process at the other end when it connected (SO_PEERCRED, unix(7))."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
+
+
+async def serve(listening: socket.socket, save_path: Path | None, size: int, roster: Path | None = None) -> bool:
     """Run a state process until SIGTERM; returns whether the tables were saved."""
-    state = StateProcess(listening, save_path, size)
+    state = StateProcess(listening, save_path, size, roster)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, state.ending.set)
     state.load()
     gc.freeze()
@@ -509,7 +532,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     with listening:
         ours = os.stat(options.socket).st_ino
-        saved = asyncio.run(serve(listening, options.save, options.size))
+        roster = options.socket.with_name(f"{options.socket.name}.workers")
+        saved = asyncio.run(serve(listening, options.save, options.size, roster))
         if options.socket.exists() and os.stat(options.socket).st_ino == ours:
             options.socket.unlink()
     return 0 if saved else EXIT_FAILED
