@@ -124,6 +124,35 @@ class Tunnel(Action):
         self.idle = idle
 
 
+class Locate(Action):
+    """Find the server of these facts' mailbox and claim it, without a connection; the answer is ``located``, later or
+    before the action returns. It is the last action of its list, or stands before others of its kind.
+
+    Several may be under way. The claim keeps the mailbox on that server until Forget with the same facts, or until the
+    connection ends. For a session that has a server by NeedServer and delivers to more mailboxes there.
+    """
+
+    __slots__ = ("facts",)
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+
+
+class Forget(Action):
+    """A mailbox that Locate asked for is wanted no longer: its claim, or the question, is given up."""
+
+    __slots__ = ("facts",)
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+
+
+class LoginFailed(Action):
+    """The server refused the client's credentials: it counts for the client's address, whose logins slow down."""
+
+    __slots__ = ()
+
+
 class StartTls(Action):
     """The client asked for TLS: what was sent before leaves in the clear, then the handshake begins, and ``secured`` is
     called when it is done (its failure closes the connection). It is the last action of its list.

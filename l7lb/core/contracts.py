@@ -105,6 +105,28 @@ class Assignment:
         self.server_tls = ""
 
 
+class Location:
+    """Where a mailbox is: the answer to Locate. ``failure`` says why there is none, and then there is no server."""
+
+    __slots__ = ("choice", "entry", "facts", "failure", "pool", "server")
+
+    def __init__(
+        self,
+        facts: Facts,
+        choice: Choice | None,
+        pool: PoolState | None = None,
+        server: ServerState | None = None,
+        entry: Entry | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        self.facts = facts  # those that were asked with
+        self.choice = choice
+        self.pool = pool
+        self.server = server
+        self.entry = entry
+        self.failure = failure
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Session:
     """One client's connection, sans-io: bytes, events and ``now`` in, actions out. Protocols' machines inherit it.
@@ -145,6 +167,10 @@ class Session:
 
     def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
         """NeedServer has no good answer."""
+        raise NotImplementedError
+
+    def located(self, location: Location, now: float) -> list[Action]:
+        """Where the mailbox is that Locate asked for."""
         raise NotImplementedError
 
     def secured(self, now: float) -> list[Action]:

@@ -17,8 +17,11 @@ from l7lb.core.actions import (
     Close,
     Continue,
     Finished,
+    Forget,
     Learn,
     LearnSessions,
+    Locate,
+    LoginFailed,
     Multiplex,
     NeedServer,
     OnStream,
@@ -43,6 +46,7 @@ from l7lb.proxy.timers import TICK
 if TYPE_CHECKING:
     from l7lb.proxy.dispatch import Dispatcher
     from l7lb.proxy.listener import ListenerState
+    from l7lb.proxy.mailboxes import Locating
     from l7lb.proxy.opening import Opening
     from l7lb.proxy.streams import Stream
     from l7lb.proxy.tickets import Ticket
@@ -55,6 +59,7 @@ FLUSH_SECONDS: Final = 30.0  # how long the last answer may take to leave withou
 QUIET_SECONDS: Final = 1.0  # without a byte for the client, behind which a tunnel is taken to be between answers
 KEPT: Final = 16  # connections without work to servers that were told who the client is
 NONE_KEPT: Final[list[ServerConnection]] = []  # of the many who never have one
+NONE_LOCATED: Final[list[Locating]] = []
 ANY: Final = ("0.0.0.0", "::")  # what a socket is bound to that takes connections to every address
 
 OPEN: Final = 0
@@ -75,7 +80,7 @@ class Connection(Endpoint):
     """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
 
     __slots__ = (
-        "busy", "discarded", "dispatcher", "kept", "linger", "listener", "mux", "opening", "peer", "phase", "postponed",
+        "busy", "discarded", "dispatcher", "kept", "linger", "listener", "locating", "mux", "opening", "peer", "phase", "postponed",
         "pumps", "session", "since", "streams", "ticket", "tunnel", "upstream",
     )  # fmt: skip
 
@@ -99,6 +104,7 @@ class Connection(Endpoint):
         self.ticket: Ticket | None = None
         self.upstream: ServerConnection | None = None
         self.kept: list[ServerConnection] = NONE_KEPT
+        self.locating: list[Locating] = NONE_LOCATED  # mailboxes that it has or looks for, beside its ticket's
         self.mux: Multiplexer | None = None  # the session, where it carries streams
         self.streams: dict[int, Stream] | None = None  # and those, by their numbers
         self.busy = False  # with one of them: what it has to send leaves afterwards
@@ -355,6 +361,12 @@ class Connection(Endpoint):
             self.dispatcher.issued(self, action.sessions, now)
         elif isinstance(action, Refused):
             self.listener.refused(action, self)
+        elif isinstance(action, Locate):
+            return self.dispatcher.mailboxes.locate(self, action.facts, now)
+        elif isinstance(action, Forget):
+            self.dispatcher.mailboxes.forget(self, action.facts)
+        elif isinstance(action, LoginFailed):
+            self.dispatcher.mailboxes.login_failed(self)
         elif isinstance(action, Splice):
             self._pump(action.source, action.count, bulk=True)
         elif isinstance(action, Tunnel):
@@ -564,6 +576,8 @@ class Connection(Endpoint):
         self._stop_pumps()
         if self.ticket is not None:
             self.dispatcher.release(self, Release(False), monotonic())
+        for locating in self.locating:
+            locating.end()
         if self.kept:
             for upstream in list(self.kept):
                 upstream.retire()

@@ -1,6 +1,6 @@
 """From facts to a server's connection: the one module that knows the order.
 
-    rate limits -> router -> rate limits of the rule -> persistence -> balancer
+    rate limits -> router -> rate limits of the rule -> (mailboxes) -> persistence -> balancer
         -> connection limit and queue -> idle connection or a new one
 
 Each step is given facts and states and knows nothing of the others. A :class:`Ticket` is one request's way through
@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING
 
 from l7lb.core.actions import Action, NeedServer, Release
 from l7lb.core.contracts import Choice, Peer
+from l7lb.core.directory import Directories
 from l7lb.core.errors import Failure
 from l7lb.core.facts import Facts
 from l7lb.core.messages import ServerResult
 from l7lb.core.servers import ServerState
 from l7lb.core.snapshot import Redirect
 from l7lb.limits import Gate
+from l7lb.persistence.claims import Claims
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
 from l7lb.proxy.queueing import Places
-from l7lb.proxy.tickets import CONNECTING, DONE, HELD, NEW, QUEUED, SECURING, PoolRuntime, Ticket
+from l7lb.proxy.mailboxes import Mailboxes
+from l7lb.proxy.tickets import CLAIMING, CONNECTING, DONE, HELD, NEW, QUEUED, SECURING, PoolRuntime, Ticket
 from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
 
 if TYPE_CHECKING:
@@ -49,11 +52,14 @@ class Dispatcher:
         counts: Counts,
         workers: Callable[[], int],
         report: Callable[[ServerResult], None],
+        claims: Claims | None = None,
+        directories: Directories | None = None,
     ) -> None:
         self.loop = loop
         self.pools: dict[str, PoolRuntime] = {}
         self.sender = Sender(loop)
         self.places = Places(self, counts, workers)
+        self.mailboxes = Mailboxes(self, claims, directories)
         self._cells = counts.cells
         self._base = counts.base
         self._report = report
@@ -94,6 +100,8 @@ class Dispatcher:
         runtime = self.pools.get(choice.pool)
         if runtime is None:
             return connection.session.failed(Failure.NO_SERVER, choice, now)
+        if facts.mailbox and self.mailboxes.concerns(facts, runtime):
+            return self.mailboxes.need(connection, need, choice, runtime, now)
         ticket = self._pick(connection, facts, choice, runtime, now)
         if ticket is None:
             return connection.session.failed(Failure.NO_SERVER, choice, now)
@@ -162,6 +170,10 @@ class Dispatcher:
         stale = need.fresh
         gave_up = ticket.server
         self._drop(ticket, None if stale else failure)
+        if ticket.claim is not None and not stale:
+            self._count(gave_up, columns.RETRIES)
+            ticket.attempt += 1
+            return ticket.claim.elsewhere(failure, now)
         if not stale:
             ticket.tried.append(gave_up)
             server, ticket.sticky = self.find(ticket.runtime, ticket.facts, now, ticket.tried)
@@ -169,8 +181,7 @@ class Dispatcher:
                 # All others were tried or are down: the first may have recovered.
                 server = ticket.runtime.balancer.choose(ticket.facts, now, ticket.runtime.unfit(ticket.facts, []))
             if server is None:
-                ticket.connection.ticket = None
-                return ticket.connection.session.failed(failure, ticket.choice, now)
+                return self._failed(ticket, failure, now)
             ticket.server = server
         self._count(gave_up, columns.RETRIES)
         ticket.attempt += 1
@@ -180,10 +191,7 @@ class Dispatcher:
     def proceed(self, ticket: Ticket, fresh: bool, now: float) -> list[Action] | None:
         """Take a place at the ticket's server and connect, or wait for one."""
         if not self.places.take(ticket):
-            if self.places.wait(ticket):
-                return None
-            ticket.connection.ticket = None
-            return ticket.connection.session.failed(Failure.QUEUE_FULL, ticket.choice, now)
+            return None if self.places.wait(ticket) else self._failed(ticket, Failure.QUEUE_FULL, now)
         ticket.phase = NEW  # from here on it holds a place, to be given back
         ticket.runtime.balancer.taken(ticket.server)
         ticket.queue_time = now - ticket.began
@@ -217,8 +225,7 @@ class Dispatcher:
         except OSError as problem:
             self._log("descriptors", f"no connection to {server.pool}/{server.name}: {problem.strerror}", now)
             self._give_back(ticket, None, -1.0)
-            ticket.connection.ticket = None
-            return ticket.connection.session.failed(Failure.CONNECTION_LIMIT, ticket.choice, now)
+            return self._failed(ticket, Failure.CONNECTION_LIMIT, now)
         ticket.upstream = upstream
         ticket.began = now
         upstream.announce = announce
@@ -367,6 +374,8 @@ class Dispatcher:
         server = ticket.server
         self._count(server, columns.CONNECT_ERRORS)
         self._drop(ticket, failure)
+        if ticket.claim is not None:
+            return ticket.claim.connect_failed(failure, now)
         retries = ticket.pool.config.retries
         if "connect-failure" in retries.when and ticket.attempt < retries.attempts:
             # Nothing was sent: any request may go to another server.
@@ -378,7 +387,13 @@ class Dispatcher:
                 ticket.server = other
                 ticket.began = now
                 return self.proceed(ticket, False, now)
+        return self._failed(ticket, failure, now)
+
+    def _failed(self, ticket: Ticket, failure: Failure, now: float) -> list[Action]:
+        """There is no server for this ticket: tell its session."""
         ticket.connection.ticket = None
+        if ticket.claim is not None:
+            ticket.claim.end()
         return ticket.connection.session.failed(failure, ticket.choice, now)
 
     def learn(self, connection: Connection, set_cookies: list[bytes], now: float) -> None:
@@ -401,6 +416,10 @@ class Dispatcher:
         if ticket is None:
             return
         connection.ticket = None
+        if ticket.claim is not None and not release.reusable:
+            self.withdraw(ticket, release)
+            ticket.claim.end()
+            return
         if ticket.phase == QUEUED:
             self.places.leave(ticket)
             ticket.phase = DONE
@@ -425,6 +444,18 @@ class Dispatcher:
         else:
             upstream.close()
         self._give_back(ticket, release.failure, release.latency)
+        if ticket.claim is not None:
+            ticket.claim.end()
+
+    def withdraw(self, ticket: Ticket, release: Release | None = None) -> None:
+        """Take a ticket from its server or its queue; its session is not told."""
+        if ticket.phase == QUEUED:
+            self.places.leave(ticket)
+            ticket.phase = DONE
+        elif release is None:
+            self._drop(ticket, None)
+        else:
+            self._drop(ticket, release.failure, release.latency, release.abort)
 
     def _configured(self, server: ServerState) -> bool:
         """Whether a server is still one of its pool's."""
@@ -468,8 +499,9 @@ class Dispatcher:
         if ticket.phase == QUEUED:
             self.places.leave(ticket)
             ticket.phase = DONE
-            ticket.connection.ticket = None
-            return ticket.connection.session.failed(Failure.QUEUE_TIMEOUT, ticket.choice, now)
+            return self._failed(ticket, Failure.QUEUE_TIMEOUT, now)
+        if ticket.phase == CLAIMING and ticket.claim is not None:
+            return ticket.claim.expired(now)
         if ticket.phase == SECURING:
             return self._give_up(ticket, Failure.CONNECT_TIMEOUT, now)
         upstream = ticket.upstream

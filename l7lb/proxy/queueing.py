@@ -120,9 +120,13 @@ class Places:
                     return
                 continue
             self.leave(ticket)
-            ticket.server = server
-            ticket.sticky = key
-            actions = self._dispatcher.proceed(ticket, False, now)
+            if ticket.claim is not None and ticket.pinned and server is not ticket.server:
+                ticket.phase = DONE
+                actions = ticket.claim.lost(now)
+            else:
+                ticket.server = server
+                ticket.sticky = key
+                actions = self._dispatcher.proceed(ticket, False, now)
             if ticket.phase == QUEUED:
                 runtime.queue.rotate(1)  # another worker was quicker: its turn stays the first
                 return

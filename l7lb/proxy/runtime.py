@@ -26,6 +26,7 @@ from l7lb.core.snapshot import Limit, Listener, Pool, ServerTls, Snapshot
 from l7lb.limits import Gate, Limits
 from l7lb.limits.gate import Bound
 from l7lb.persistence import Tables, make_stickiness
+from l7lb.persistence.claims import Claims
 from l7lb.proxy import openssl, tls_opening
 from l7lb.proxy.accesslog import AccessLogWriter, timestamp
 from l7lb.proxy.counts import Counts
@@ -54,7 +55,8 @@ STAGES: tuple[Callable[[Listener], StageMaker | None], ...] = (proxy_stage,)
 class Runtime:
     """A worker's data path. ``report`` gets what passive health must know, ``observe`` every access record.
 
-    ``directories`` are asked where mailboxes live; without them nobody is asked.
+    ``directories`` are asked where mailboxes live; without them nobody is asked. ``claims`` ask the state process which
+    server a mailbox is on; without them every session goes where it wishes.
     """
 
     def __init__(
@@ -67,13 +69,13 @@ class Runtime:
         observe: Callable[[AccessRecord], None] | None = None,
         limits: Limits | None = None,
         directories: Directories | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self.loop = loop
-        self.directories = directories
         self.snapshot: Snapshot | None = None
         self.drained = asyncio.Event()
         self.timers = Timers(loop)
-        self.dispatcher = Dispatcher(loop, counts, self._workers, report)
+        self.dispatcher = Dispatcher(loop, counts, self._workers, report, claims, directories)
         self.listeners: dict[str, ListenerState] = {}
         self._protocols = protocols
         self._counts = counts

@@ -72,6 +72,8 @@ class Stream(Connection):
             parent.mux.failed_stream(self.number)
         if self.ticket is not None:
             self.dispatcher.release(self, Release(False), monotonic())
+        for locating in self.locating:
+            locating.end()
         self.listener.timers.disarm(self)
         if parent.streams is not None:
             parent.streams.pop(self.number, None)

@@ -10,9 +10,11 @@ from mypy_extensions import mypyc_attr
 from l7lb.core.contracts import Assignment, Balancer, Choice, Stickiness
 from l7lb.core.facts import Facts
 from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.snapshot import MailboxKey
 
 if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
+    from l7lb.proxy.mailboxes import Placing
     from l7lb.proxy.upstream import ServerConnection
 
 NEW: Final = 0
@@ -21,12 +23,13 @@ CONNECTING: Final = 2
 HELD: Final = 3
 DONE: Final = 4
 SECURING: Final = 5  # held, while the handshake that its session asked for goes on
+CLAIMING: Final = 6  # its mailbox is looked up and claimed: it has no server yet
 
 
 class PoolRuntime:
     """A pool with what serves it in this worker."""
 
-    __slots__ = ("balancer", "limited", "partial", "queue", "state", "stickiness")
+    __slots__ = ("balancer", "expire", "limited", "partial", "queue", "state", "stickiness")
 
     def __init__(self, state: PoolState, balancer: Balancer, stickiness: Stickiness | None) -> None:
         self.state = state
@@ -34,6 +37,8 @@ class PoolRuntime:
         self.stickiness = stickiness
         self.limited = [server for server in state.servers if server.config.max_connections]
         self.queue: deque[Ticket] = deque()
+        # The seconds that a mailbox's pin outlives its sessions; negative: this pool pins none.
+        self.expire = next((key.expire for key in state.config.persistence if isinstance(key, MailboxKey)), -1.0)
         self.judged()
 
     def judged(self) -> None:
@@ -55,6 +60,7 @@ class Ticket(Assignment):
     __slots__ = (
         "began",
         "careful",
+        "claim",
         "connection",
         "deadline",
         "facts",
@@ -82,6 +88,7 @@ class Ticket(Assignment):
         self.tried: list[ServerState] = []
         self.upstream: ServerConnection | None = None
         self.phase = NEW
+        self.claim: Placing | None = None  # of a mailbox
         self.began = now
         self.deadline = 0.0
         self.fresh = False  # take no kept connection, whichever server it comes to

@@ -68,8 +68,16 @@ class Worker:
         self.options = options
         self.directory = Path(options.directory)
         self._directories = DirectoryLink(self.loop, self.directory / DIRECTORIES_SOCKET)
+        self._state_link = StateLink(tables, self.directory / STATE_SOCKET, limits)
         self.runtime = Runtime(
-            self.loop, protocols, counts, tables, self.report, limits=limits, directories=self._directories
+            self.loop,
+            protocols,
+            counts,
+            tables,
+            self.report,
+            limits=limits,
+            directories=self._directories,
+            claims=self._state_link.claims,
         )
         self.configured = asyncio.Event()
         self.leaving = asyncio.Event()
@@ -80,7 +88,6 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
         self._supervised = time.monotonic()
         self._tables = tables
-        self._state_link = StateLink(tables, self.directory / STATE_SOCKET, limits)
 
     async def run(self) -> None:
         """Work until told to leave, then until the last connection has ended or the time is over."""
