@@ -1,7 +1,7 @@
 """A worker's link to the node's state process: own changes, spendings and claims of mailboxes out, others' in.
 
-The worker never waits for it, but for claims. Without a state process it goes on with its replicas; when there is one again it
-teaches it what it holds. Changes leave some milliseconds after they were made, the latest of each key only.
+The worker never waits for it, but for claims. Without a state process it goes on with its replicas; when there is one
+again it teaches it what it holds. Changes leave some milliseconds after they were made, the latest of each key only.
 """
 
 from __future__ import annotations

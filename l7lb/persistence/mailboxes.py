@@ -1,8 +1,8 @@
 """Which server each mailbox is on: claims of sessions, decided one after the other in the state process. Sans-io.
 
 A mailbox with an open session is *pinned*: all its sessions, in every protocol and worker, are on one server. The pin
-outlives the last session by ``expire``; then, and for a mailbox that nobody had open, the claim's own wish counts, which
-comes from a hash that all workers share.
+outlives the last session by ``expire``; then, and for a mailbox that nobody had open, the claim's own wish counts,
+which comes from a hash that all workers share.
 
 A mailbox changes servers in these steps, and no session is on the new server before the last one has left the old::
 

@@ -226,8 +226,23 @@ class Told(msgspec.Struct, tag="told"):
     late: int = 0
 
 
-FromWorker = Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts | Marked | Ask | MailboxFromWorker | AskMailboxes
-FromState = Welcome | Refused | Changes | Taught | Seen | Spent | Counted | Debts | Mark | Told | MailboxToWorker | ToldMailboxes
+FromWorker = (
+    Join | Follow | Leave | Changes | Taught | Hold | Spent | Debts | Marked | Ask | MailboxFromWorker | AskMailboxes
+)
+FromState = (
+    Welcome
+    | Refused
+    | Changes
+    | Taught
+    | Seen
+    | Spent
+    | Counted
+    | Debts
+    | Mark
+    | Told
+    | MailboxToWorker
+    | ToldMailboxes
+)
 
 encoder = msgspec.msgpack.Encoder()
 from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

@@ -117,9 +117,7 @@ class StateProcess:
     is the file in which workers are noted.
     """
 
-    def __init__(
-        self, listening: socket.socket, save_path: Path | None, size: int, roster: Path | None = None
-    ) -> None:
+    def __init__(self, listening: socket.socket, save_path: Path | None, size: int, roster: Path | None = None) -> None:
         self.tables: dict[str, Table] = {}
         self.spending = StateSpending()
         self.mailboxes = MailboxDesk(self.tables, self._table, roster)

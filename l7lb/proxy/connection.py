@@ -80,8 +80,8 @@ class Connection(Endpoint):
     """One client. ``ticket`` is its way to a server, ``upstream`` the server's connection while it has one."""
 
     __slots__ = (
-        "busy", "discarded", "dispatcher", "kept", "linger", "listener", "locating", "mux", "opening", "peer", "phase", "postponed",
-        "pumps", "session", "since", "streams", "ticket", "tunnel", "upstream",
+        "busy", "discarded", "dispatcher", "kept", "linger", "listener", "locating", "mux", "opening", "peer", "phase",
+        "postponed", "pumps", "session", "since", "streams", "ticket", "tunnel", "upstream",
     )  # fmt: skip
 
     def __init__(

@@ -29,8 +29,8 @@ from l7lb.persistence.claims import Claims
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 from l7lb.proxy.endpoint import Sender
-from l7lb.proxy.queueing import Places
 from l7lb.proxy.mailboxes import Mailboxes
+from l7lb.proxy.queueing import Places
 from l7lb.proxy.tickets import CLAIMING, CONNECTING, DONE, HELD, NEW, QUEUED, SECURING, PoolRuntime, Ticket
 from l7lb.proxy.upstream import ServerConnection, open_connection, refusal
 
@@ -333,8 +333,7 @@ class Dispatcher:
         """The server failed between its first word and its session's first question: the session decides."""
         self._count(ticket.server, columns.CONNECT_ERRORS)
         self._drop(ticket, failure)
-        ticket.connection.ticket = None
-        return ticket.connection.session.failed(failure, ticket.choice, now)
+        return self._failed(ticket, failure, now)
 
     def tls_failed(self, server: ServerState, problem: str, now: float) -> None:
         """TLS with a server has failed, in the handshake or behind it: say why in the log."""

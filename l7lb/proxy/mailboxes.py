@@ -3,8 +3,8 @@
     directory's answer -> wish (the directory's server, else persistence and balancer) -> claim at the state process
         -> the server that the mailbox is on
 
-A :class:`Placing` is one way through it. It lasts as long as the session has its server, since a claim is held until the
-server's connection is closed; a ticket that has one is told of it at each turn: when connecting fails, when its session
+A :class:`Placing` is one way through it. It lasts as long as the session has its server, since a claim is held until
+the server's connection is closed; a ticket that has one asks it at each turn: when connecting fails, when its session
 wants another server, when it ends.
 
 A claim whose server is down is made anew, and the mailbox moves when its other sessions have ended; one that only could
@@ -364,5 +364,5 @@ def _question(ticket: Ticket) -> Question:
     question.password = getattr(facts, "password", b"")
     question.mechanism = getattr(facts, "mechanism", "")
     question.attempt = getattr(facts, "attempt", 1)
-    question.tls = connection.peer.tls
+    question.tls = getattr(facts, "tls", connection.peer.tls)
     return question

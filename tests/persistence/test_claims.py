@@ -16,9 +16,9 @@ from sticky_helpers import Nodes, Processes, running, until
 from l7lb.core.errors import Failure
 from l7lb.persistence import claims as claims_module
 from l7lb.persistence.claims import Claims
+from l7lb.persistence.exchange import receive
 from l7lb.persistence.mailbox_messages import AskMailboxes, Claim, Held, ToldMailboxes
 from l7lb.persistence.messages import PROTOCOL, frame, from_state
-from l7lb.persistence.exchange import receive
 from l7lb.persistence.roster import Roster, began
 from l7lb.persistence.state import StateProcess
 
@@ -187,7 +187,8 @@ async def test_a_new_state_process_waits_for_a_worker_that_lives(
         session = Session(nodes().link.claims).claim("b")
         await until(lambda: session.claims.connected)
         await asyncio.sleep(0.2)  # that nothing comes can only be waited for
-        assert not session.server and not session.failures
+        assert not session.server
+        assert not session.failures
         os.kill(worker.pid, signal.SIGCONT)
         await until(lambda: session.server == "a")
         worker.kill()

@@ -41,7 +41,9 @@ class Scene:
         self.engine = Mailboxes(self.pins, lambda worker, message: self.sent.append((worker, message)))
         self.engine.open(self.now)
 
-    def held(self, number: int, server: str = "a", mailbox: bytes = b"anna", expire: float = 900.0, **more: int) -> Held:
+    def held(
+        self, number: int, server: str = "a", mailbox: bytes = b"anna", expire: float = 900.0, **more: int
+    ) -> Held:
         return Held(number, "mail", mailbox, server, "imap4", "192.0.2.1", expire, **more)
 
     def claim(self, worker: int, number: int, server: str = "a", **more: object) -> list[tuple[int, MailboxToWorker]]:
@@ -64,7 +66,7 @@ class Scene:
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
-    yield Scene()
+    return Scene()
 
 
 def granted(worker: int, number: int, server: str) -> list[tuple[int, MailboxToWorker]]:
@@ -130,7 +132,9 @@ def test_a_directory_s_word_moves_a_mailbox(scene: Scene) -> None:
     scene.ended(1, 1)
     assert scene.later(REST) == granted(2, 1, "b")
     row = scene.engine.row(BOX, scene.now)
-    assert row is not None and row.fixed and row.server == "b"
+    assert row is not None
+    assert row.fixed
+    assert row.server == "b"
 
 
 def test_a_mailbox_whose_sessions_do_not_end_stays(scene: Scene) -> None:

@@ -121,8 +121,8 @@ class Cluster(RuleBasedStateMachine):
             if held.server == server or number in fake.dismissed:
                 continue
             lost = fake.open.pop(number)  # its connection has failed: it has none to its server
-            held = Held(number, lost.pool, lost.mailbox, server, lost.protocol, lost.address, lost.expire)
-            fake.asked[number] = Claim(held, lost=lost.server)
+            again = Held(number, lost.pool, lost.mailbox, server, lost.protocol, lost.address, lost.expire)
+            fake.asked[number] = Claim(again, lost=lost.server)
             fake.say(fake.asked[number])
 
     @rule(worker=workers_)
@@ -243,10 +243,7 @@ class Cluster(RuleBasedStateMachine):
             return
         for mailbox in MAILBOXES:
             servers = {
-                held.server
-                for fake in self.workers.values()
-                for held in fake.open.values()
-                if held.mailbox == mailbox
+                held.server for fake in self.workers.values() for held in fake.open.values() if held.mailbox == mailbox
             }
             assert len(servers) <= 1, f"{mailbox!r} is on {servers}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,11 +33,12 @@ from l7lb.core.snapshot import (
     Server,
     Snapshot,
     Tables,
+    ToPool,
 )
 from l7lb.persistence import Tables as StickyTables
 from l7lb.persistence.link import StateLink
 from l7lb.persistence.state import StateProcess, listen
-from l7lb.proxy.counts import Counts
+from l7lb.proxy.counts import Counts, create
 from l7lb.proxy.runtime import Runtime
 from l7lb.testing.servers import ScriptedServer
 
@@ -52,6 +54,7 @@ class Toy(Session):
         self.protocol = protocol
         self.peer = peer
         self.held = b""
+        self.asked = False
         self.facts: list[Facts] = []
 
     def start(self, now: float) -> list[Action]:
@@ -66,7 +69,7 @@ class Toy(Session):
         assert side is CLIENT
         self.held += data
         line, end, rest = self.held.partition(b"\n")
-        if not end:
+        if not end or self.asked:
             return []
         self.held = rest
         word, _, name = line.partition(b" ")
@@ -76,7 +79,7 @@ class Toy(Session):
         if word == b"DROP":
             found = next(facts for facts in self.facts if facts.mailbox == canonical(name, RULES))
             return [Forget(found), ToClient(b"dropped\n")]
-        self.wants_client = False
+        self.asked = True
         return [NeedServer(self.make(name), fresh=True)]
 
     def connected(self, assignment: Assignment, now: float) -> list[Action]:
@@ -141,7 +144,7 @@ class Worker:
         self.runtime = Runtime(
             loop,
             {protocol: toy(protocol) for protocol in protocols},
-            Counts.create(),
+            Counts(create()),
             tables,
             lambda result: None,
             directories=book,
@@ -185,7 +188,11 @@ class Client:
         return await self.say(f"LOGIN {mailbox}")
 
     def close(self) -> None:
-        self.writer.close()
+        """Reset: a tunnel whose client just ends goes on until its server ends too."""
+        sock = self.writer.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
 
 class Scene:
@@ -216,7 +223,7 @@ class Scene:
             servers=servers,
             balance=Balance("first"),
             persistence=persistence,
-            retries=Retries(attempts=2, when=("connect-failure",)),
+            retries=Retries(attempts=2),
             slot=2,
         )
         listeners = tuple(
@@ -224,14 +231,14 @@ class Scene:
                 name=protocol,
                 protocol=protocol,
                 bind=(Address("127.0.0.1", 1000 + number),),
-                routes=(Route(number=1, pool="mail", directory=self.directory),),
+                routes=(Route(number=1, where="", match=None, action=ToPool("mail"), directory=self.directory),),
                 settings=dict(self.settings),
                 addresses=RULES,
                 slot=3 + number,
             )
             for number, protocol in enumerate(self.protocols)
         )
-        return Snapshot(version=1, listeners=listeners, pools=(pool,))
+        return Snapshot(node="lb1", version=1, listeners=listeners, pools=(pool,))
 
     def worker(self) -> Worker:
         made = Worker(self.path, self.snapshot(), self.book, self.protocols)
@@ -291,6 +298,10 @@ class Scene:
 @asynccontextmanager
 async def mailbox_scene(tmp_path: Path) -> AsyncIterator[Scene]:
     """Three servers and a state process."""
-    async with ScriptedServer("a") as a, ScriptedServer("b") as b, ScriptedServer("c") as c:
-        async with Scene(tmp_path / "state.sock", {"a": a, "b": b, "c": c}) as scene:
-            yield scene
+    async with (
+        ScriptedServer("a") as a,
+        ScriptedServer("b") as b,
+        ScriptedServer("c") as c,
+        Scene(tmp_path / "state.sock", {"a": a, "b": b, "c": c}) as scene,
+    ):
+        yield scene

@@ -26,6 +26,7 @@ STATUS = {
     Failure.LOGIN_REFUSED: 403,
     Failure.ENDED_HERE: 503,
     Failure.DIRECTORY: 503,
+    Failure.NO_STATE: 503,
     Failure.SHUTDOWN: 503,
     Failure.CONNECT_REFUSED: 503,
     Failure.CONNECT_TIMEOUT: 504,
@@ -47,6 +48,7 @@ RETRY_AFTER = frozenset(
         Failure.MAILBOX_MOVING,
         Failure.SESSION_LIMIT,
         Failure.DIRECTORY,
+        Failure.NO_STATE,
         Failure.SHUTDOWN,
     ]
 )

@@ -41,6 +41,7 @@ class HttpFacts(Facts):
         self.host = request.host
         self.path = request.path
         self.method = request.method
+        self.address = self.mailbox = b""
         self.request = request
 
     def header(self, name: bytes) -> Sequence[bytes]:
