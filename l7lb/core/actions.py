@@ -126,9 +126,9 @@ class Tunnel(Action):
 
 class Locate(Action):
     """Find the server of these facts' mailbox and claim it, without a connection; the answer is ``located``, later or
-    before the action returns. It is the last action of its list, or stands before others of its kind.
+    at once. It is the last action of its list; several may be under way.
 
-    Several may be under way. The claim keeps the mailbox on that server until Forget with the same facts, or until the
+    The claim keeps the mailbox on that server until Forget with the same facts, or until the
     connection ends. For a session that has a server by NeedServer and delivers to more mailboxes there.
     """
 
@@ -145,12 +145,6 @@ class Forget(Action):
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
-
-
-class LoginFailed(Action):
-    """The server refused the client's credentials: it counts for the client's address, whose logins slow down."""
-
-    __slots__ = ()
 
 
 class StartTls(Action):

@@ -85,10 +85,8 @@ class Mailboxes:
 
     def login_failed(self, connection: Connection) -> None:
         """A server refused a login."""
-        settings = connection.listener.config.settings
-        failures = settings.get("failures_per_address", 0)
+        failures, window = _free_failures(connection)
         if self.claims is not None and failures:
-            window = settings.get("failures_window", 60.0)
             self.claims.refused(Refusal(connection.peer.client, failures, window))
 
 
@@ -195,7 +193,7 @@ class Placing:
             settings.get("sessions_per_mailbox", 0),
             settings.get("sessions_per_address", 0),
         )
-        failures, window = settings.get("failures_per_address", 0), settings.get("failures_window", 60.0)
+        failures, window = _free_failures(ticket.connection) if getattr(ticket.facts, "mechanism", "") else (0, 60.0)
         return Claim(held, bool(self._fixed), lost, down, failures, window)
 
     def granted(self, server: str) -> None:
@@ -353,6 +351,12 @@ class Locating(Placing):
         super().end()
         connection = self.ticket.connection
         connection.locating = [one for one in connection.locating if one is not self]
+
+
+def _free_failures(connection: Connection) -> tuple[int, float]:
+    """How many failed logins in how many seconds cost an address nothing; 0: any number."""
+    settings: dict[str, Any] = connection.listener.config.settings
+    return settings.get("failures_per_address", 10), settings.get("failures_window", 60.0)
 
 
 def _question(ticket: Ticket) -> Question:
