@@ -1,0 +1,46 @@
+"""What the health checks of SMTP, submission and LMTP have in common: replies, and the dialogue up to QUIT."""
+
+from __future__ import annotations
+
+from l7lb.core.errors import ProbeFailed
+from l7lb.protocols.mail.probing import Talk, shown
+
+
+async def ask(talk: Talk, hello: bytes) -> str:
+    """Greet with that command, as far as TLS and a login are wanted. Raises ProbeFailed."""
+    greeting = await _reply(talk)
+    if not greeting[-1].startswith(b"220"):
+        raise ProbeFailed(f"greets with {shown(greeting[-1])!r}")
+    extensions = await _greet(talk, hello)
+    if talk.wants_tls:
+        if b"STARTTLS" not in extensions:
+            raise ProbeFailed("offers no STARTTLS")
+        await _command(talk, b"STARTTLS", "STARTTLS", b"220")
+        await talk.start_tls()
+        await _greet(talk, hello)
+    if talk.user:
+        await _command(talk, b"AUTH PLAIN " + talk.plain(), "AUTH", b"235")
+    await talk.goodbye(b"QUIT")
+    return talk.found("220")
+
+
+async def _greet(talk: Talk, hello: bytes) -> set[bytes]:
+    """The extensions' names (RFC 5321 section 4.1.1.1)."""
+    lines = await _command(talk, hello + b" " + talk.host.encode(), hello.decode(), b"250")
+    return {words[0] for line in lines[1:] if (words := line[4:].upper().split())}
+
+
+async def _command(talk: Talk, command: bytes, step: str, wanted: bytes) -> list[bytes]:
+    talk.send(command, step)
+    lines = await _reply(talk)
+    if not lines[-1].startswith(wanted):
+        raise ProbeFailed(f"{step}: {shown(lines[-1])}")
+    return lines
+
+
+async def _reply(talk: Talk) -> list[bytes]:
+    """The lines of a reply, all with the same code (RFC 5321 section 4.2.1). Raises ProbeFailed."""
+    lines = await talk.lines(lambda line: line[3:4] != b"-")
+    if any(not line[:3].isdigit() or line[:3] != lines[0][:3] or line[3:4] not in (b"", b" ", b"-") for line in lines):
+        raise ProbeFailed(f"{talk.step}: no reply of SMTP: {shown(lines[-1])!r}")
+    return lines
