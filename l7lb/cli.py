@@ -318,6 +318,24 @@ def limits(limit: int, admin: Path | None, config: Path | None, as_json: bool) -
 
 
 @cli.group()
+def directory() -> None:
+    """Ask the running node's directories."""
+
+
+@directory.command("ask")
+@click.argument("address")
+@click.option("--directory", "names", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+@admin_options
+@json_option
+def directory_ask(address: str, names: tuple[str, ...], admin: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show what each directory says of an ADDRESS: its mailbox, its server, and whether a pool has that.
+
+    What the node remembers is shown as a login would meet it. A directory that judges passwords is asked without one.
+    """
+    show(client(admin, config).get("directory", address=address, directory=list(names)), as_json, "directory")
+
+
+@cli.group()
 def table() -> None:
     """Look into the sticky tables, and change them.
 

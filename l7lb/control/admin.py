@@ -9,7 +9,7 @@
                                               "send_proxy"}
     POST /v1/remove-server                   {"server": "[POOL/]SERVER"}
     GET  /v1/tables                          GET  /v1/table?table=NAME&key=KEY&server=NAME&limit=N
-    GET  /v1/limits?limit=N
+    GET  /v1/limits?limit=N                  GET  /v1/directory?address=ADDRESS&directory=NAME (repeatable)
     POST /v1/table-delete                    {"table", "key" or "server"}
     POST /v1/table-pin                       {"table", "key", "server", "seconds": 0 for ever}
     POST /v1/reload                          POST /v1/shutdown
@@ -34,6 +34,7 @@ import structlog
 from aiohttp import web
 
 from l7lb.config.addresses import parse_server, resolve
+from l7lb.control.directories import NodeDirectories
 from l7lb.control.explaining import Question, explain_rules, explain_server
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.node import NodeState, SupervisorView
@@ -43,7 +44,7 @@ from l7lb.core.errors import ConfigurationError, L7lbError, UnknownName
 from l7lb.core.proxy_protocol.writing import VERSIONS
 from l7lb.core.snapshot import Address, Server
 from l7lb.persistence.asking import ROWS
-from l7lb.proxy.workers.children import STATE_SOCKET
+from l7lb.proxy.workers.children import DIRECTORIES_SOCKET, STATE_SOCKET
 
 BODY = 64 * 1024  # bytes of a request
 SESSIONS = 100_000  # rows at most
@@ -108,6 +109,7 @@ class AdminServer:
         self._operator = Operator(node)
         self._server = HttpServer(self._application(), CONNECTIONS, SECONDS)
         self._sticky = StickyTables(node, path.parent / STATE_SOCKET)
+        self._directories = NodeDirectories(node, path.parent / DIRECTORIES_SOCKET)
         self._identity: tuple[int, int] | None = None
 
     async def start(self) -> None:
@@ -133,6 +135,7 @@ class AdminServer:
         app.router.add_post("/v1/add-server", self._add_server)
         app.router.add_get("/v1/tables", self._tables)
         app.router.add_get("/v1/limits", self._limits)
+        app.router.add_get("/v1/directory", self._directory)
         app.router.add_get("/v1/table", self._table)
         app.router.add_post("/v1/table-delete", self._table_delete)
         app.router.add_post("/v1/table-pin", self._table_pin)
@@ -160,6 +163,10 @@ class AdminServer:
 
     async def _limits(self, request: web.Request) -> web.Response:
         return answer(await self._sticky.limited(_limit(request, ROWS)))
+
+    async def _directory(self, request: web.Request) -> web.Response:
+        query = request.query
+        return answer(await self._directories.ask(query.get("address", ""), query.getall("directory", [])))
 
     async def _table(self, request: web.Request) -> web.Response:
         query = request.query

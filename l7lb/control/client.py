@@ -51,7 +51,7 @@ class AdminClient:
     def get(self, what: str, **query: object) -> Any:
         """``status``, ``servers`` or ``sessions``."""
         wanted = {key: value for key, value in query.items() if value is not None}
-        return self._ask("GET", f"/v1/{what}" + (f"?{urlencode(wanted)}" if wanted else ""), None)
+        return self._ask("GET", f"/v1/{what}" + (f"?{urlencode(wanted, doseq=True)}" if wanted else ""), None)
 
     def post(self, verb: str, **fields: object) -> Any:
         """A verb with its fields."""

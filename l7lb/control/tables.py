@@ -190,6 +190,42 @@ def limits(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     )
 
 
+def directory(found: Mapping[str, Any]) -> RenderableType:
+    """``l7lb directory ask``."""
+    short = f", or {found['user']}" if found["user"] != found["address"] else ""
+    rows = [
+        (
+            row["directory"],
+            row["status"],
+            row["mailbox"],
+            _directory_server(row),
+            f"{row['seconds'] * 1000:.1f}ms",
+            _login(row),
+        )
+        for row in found["answers"]
+    ]
+    table = Columns(("directory", "status", "mailbox", "server", "time", "why"), rows, right=("time",))
+    return Group(Text(f"asked for {found['address']}{short}"), Text(), table)
+
+
+def _directory_server(row: Mapping[str, Any]) -> str:
+    if not row["server"] or row["known"] == [row["server"]]:
+        return str(row["server"])
+    return f"{row['server']} ({', '.join(row['known']) or 'no pool has it'})"
+
+
+def _login(row: Mapping[str, Any]) -> str:
+    """What else there is to say: how the server is logged in to, or what went wrong."""
+    parts = [str(row["why"])] if row["why"] else []
+    if row["user"]:
+        parts.append(f"logs in as {row['user']}")
+    if row["password"]:
+        parts.append("with a password of its own")
+    if row["master_user"]:
+        parts.append(f"by master user {row['master_user']}")
+    return ", ".join(parts)
+
+
 def sticky_entries(found: Mapping[str, Any]) -> RenderableType:
     """``l7lb table find``."""
     rows = found["entries"]
