@@ -20,11 +20,15 @@ then the login.
 
 from __future__ import annotations
 
-import base64
 from typing import Final
 
 from l7lb.core.errors import Failure
-from l7lb.protocols.pop3.syntax import PLACE_IN_LINE, Reply, reply
+from l7lb.protocols.mail.credentials import Credentials
+from l7lb.protocols.mail.dialogue import ACCEPTED, GOES_ON, Dialogue
+from l7lb.protocols.mail.dialogue import TLS as WANTS_TLS
+from l7lb.protocols.mail.lines import Lines, LineTooLong
+from l7lb.protocols.mail.sasl import ERROR_SEEN, encoded
+from l7lb.protocols.pop3.syntax import PLACE_IN_LINE, Reply, fits, reply
 
 GREETING: Final = 0
 TLS: Final = 1
@@ -37,80 +41,92 @@ AUTH: Final = 7
 PROOF: Final = 8
 OVER: Final = 9
 
+REPLY_BYTES = 4096  # RFC 2449 section 4 has 512; some servers' greetings are longer
 CAPABILITIES = 64  # lines of one answer
-
-ERROR_SEEN = base64.b64encode(b"\x01")  # what a client says to a refused token (RFC 7628 section 3.2.3)
 REFUSALS = (b"", b"AUTH")  # codes of -ERR that mean the credentials, not the server's own trouble
 EOL = b"\r\n"
 
 
-class Dialogue:
-    """One login. ``outcome`` says how it went: empty while it goes on, ``tls`` (a handshake is wanted), ``accepted``,
-    ``refused`` (the credentials), ``failed`` (all else: see ``failure``). ``code`` is the server's response code.
+class Pop3Dialogue(Dialogue):
+    """One login; see the module's head. ``code`` is the code of the reply that ended it.
 
-    Without a ``mechanism`` the server gets USER and PASS, else AUTH with ``response``, the mechanism's first and only
-    one. ``announce`` is the argument of XCLIENT, ``secure``: STLS comes before all else, ``ask``: CAPA is asked for,
-    and ``capabilities`` its lines once it was answered.
+    ``secure``: STLS comes before all else. ``announce`` is the argument of XCLIENT. ``ask``: CAPA is asked for, and
+    ``capabilities`` are its lines once it was answered.
     """
 
     __slots__ = (
-        "_announce", "_ask", "_mechanism", "_password", "_response", "_secure", "_state", "_user", "capabilities",
-        "code", "failure", "outcome",
+        "_announce", "_ask", "_lines", "_mechanism", "_password", "_response", "_secure", "_state", "_user",
+        "capabilities", "code",
     )  # fmt: skip
 
-    def __init__(self, user: bytes, password: bytes, mechanism: str = "", response: bytes = b"") -> None:
-        self._user = user
-        self._password = password
-        self._mechanism = mechanism
-        self._response = base64.b64encode(response)
-        self._announce = b""
-        self._secure = False
-        self._ask = False
+    def __init__(
+        self, credentials: Credentials, secure: bool = False, announce: bytes = b"", ask: bool = False
+    ) -> None:
+        super().__init__()
+        simple = credentials.simple and fits(credentials.user, credentials.password)
+        self._user = credentials.user
+        self._password = credentials.password
+        self._mechanism = "" if simple else credentials.mechanism
+        self._response = b"" if simple else encoded(credentials.response())
+        self._secure = secure
+        self._announce = announce
+        self._ask = ask
+        self._lines = Lines(REPLY_BYTES)
         self._state = GREETING
         self.capabilities: list[bytes] | None = None
-        self.outcome = ""
         self.code = b""
-        self.failure = Failure.SERVER_PROTOCOL
 
-    def wants(self, secure: bool, announce: bytes, ask: bool) -> None:
-        """What is done before the login."""
-        self._secure = secure
-        self._ask = ask
-        self._announce = announce
+    @property
+    def greeted(self) -> bool:
+        return self._state != GREETING
 
-    def line(self, line: bytes) -> bytes:
-        """A line of the server's, without its end; what it gets now."""
+    def received(self, buffer: bytearray) -> bytes:
+        said = b""
+        while self.outcome == GOES_ON:
+            try:
+                line = self._lines.take(buffer)
+            except LineTooLong:
+                return self.fail(Failure.SERVER_PROTOCOL)
+            if line is None:
+                break
+            said += self._line(line)
+        return said
+
+    def secured(self) -> bytes:
+        self.outcome = GOES_ON
+        return self._next()
+
+    def fail(self, failure: Failure) -> bytes:
+        self._state = OVER
+        return super().fail(failure)
+
+    def _line(self, line: bytes) -> bytes:
+        """A line of the server's; what it gets now."""
         if self._state == LISTED:
             return self._listed(line)
         found = reply(line)
         if found is None or (found.more and self._state not in (AUTH, PROOF)):
-            return self._fail(Failure.SERVER_PROTOCOL)
+            return self.fail(Failure.SERVER_PROTOCOL)
+        self.text = line
+        if self._state >= NAME:
+            return self._judged(found)
+        if not found.ok and self._state != LIST:
+            self.code = found.code
+            return self.fail(Failure.CONNECT_TLS if self._state == TLS else Failure.SERVER_ERROR)
         if self._state == GREETING:
             return self._greeted(found)
         if self._state == TLS:
-            if not found.ok:
-                return self._fail(Failure.CONNECT_TLS)
-            self._state, self.outcome = HANDSHAKE, "tls"
+            self._state, self.outcome = HANDSHAKE, WANTS_TLS
             return b""
         if self._state == ADDRESS:
-            return self._question() if found.ok else self._fail(Failure.SERVER_ERROR)
-        if self._state == LIST:
-            self.capabilities = []
-            if not found.ok:
-                return self._login()
-            self._state = LISTED
-            return b""
-        return self._judged(found)
-
-    def secured(self) -> bytes:
-        """The handshake is done; what the server gets now."""
-        self.outcome = ""
-        return self._next()
+            return self._question()
+        self.capabilities = []
+        if not found.ok:
+            return self._login()
+        self._state = LISTED
+        return b""
 
     def _greeted(self, found: Reply) -> bytes:
-        if not found.ok:
-            self.code = found.code
-            return self._fail(Failure.SERVER_ERROR)
         if found.code != b"XCLIENT":
             self._announce = b""
         if not self._secure:
@@ -136,7 +152,7 @@ class Dialogue:
             return self._login()
         listed = self.capabilities
         if listed is None or len(listed) >= CAPABILITIES:
-            return self._fail(Failure.SERVER_PROTOCOL)
+            return self.fail(Failure.SERVER_PROTOCOL)
         listed.append(line)
         return b""
 
@@ -156,10 +172,8 @@ class Dialogue:
         """The server's word on the name, the mechanism or the password."""
         if not found.ok:
             self.code = found.code
-            if found.code not in REFUSALS:
-                return self._fail(Failure.SERVER_ERROR)
-            self._state, self.outcome, self.failure = OVER, "refused", Failure.LOGIN_REFUSED
-            return b""
+            self._state = OVER
+            return self.refuse() if found.code in REFUSALS else self.fail(Failure.SERVER_ERROR)
         if found.more:
             state, self._state = self._state, PROOF
             if state == AUTH:
@@ -169,17 +183,13 @@ class Dialogue:
             self._state = PROOF
             return b"PASS " + self._password + EOL
         if self._state == AUTH:
-            return self._fail(Failure.SERVER_PROTOCOL)  # logged in without a proof?
-        self._state, self.outcome = OVER, "accepted"
+            return self.fail(Failure.SERVER_PROTOCOL)  # logged in without a proof?
+        self._state, self.outcome = OVER, ACCEPTED
         return b""
 
     def _challenged(self) -> bytes:
         """A challenge behind the whole proof: the server tells why it takes no token, and -ERR follows an answer."""
         mechanism, self._mechanism = self._mechanism, ""  # there is one at most
         if mechanism == "oauthbearer":
-            return ERROR_SEEN + EOL
-        return EOL if mechanism == "xoauth2" else self._fail(Failure.SERVER_PROTOCOL)
-
-    def _fail(self, failure: Failure) -> bytes:
-        self._state, self.outcome, self.failure = OVER, "failed", failure
-        return b""
+            return encoded(ERROR_SEEN) + EOL
+        return EOL if mechanism == "xoauth2" else self.fail(Failure.SERVER_PROTOCOL)

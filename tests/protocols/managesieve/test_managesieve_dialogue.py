@@ -7,8 +7,8 @@ import base64
 import pytest
 
 from l7lb.core.errors import Failure
-from l7lb.protocols.managesieve.dialogue import Dialogue
-from l7lb.protocols.managesieve.syntax import Reader
+from l7lb.protocols.mail.credentials import Credentials
+from l7lb.protocols.managesieve.dialogue import SieveDialogue
 
 GREETING = (
     b'"IMPLEMENTATION" "Pigeonhole"\r\n"SIEVE" "fileinto"\r\n"SASL" "PLAIN XOAUTH2 OAUTHBEARER"\r\n"STARTTLS"\r\n'
@@ -16,22 +16,19 @@ GREETING = (
 )
 
 
-def talk(dialogue: Dialogue, data: bytes) -> bytes:
+def talk(dialogue: SieveDialogue, data: bytes) -> bytes:
     """What the server gets; the handshake is done at once where it is wanted."""
-    reader, buffer, said = Reader(4096, 4096, marked=False), bytearray(data), b""
-    while (tokens := reader.take(buffer)) is not None:
-        said += dialogue.line(tokens)
-        if dialogue.outcome == "tls":
-            said += b"(handshake)" + dialogue.secured()
+    buffer = bytearray(data)
+    said = dialogue.received(buffer)
+    while dialogue.outcome == "tls":
+        said += b"(handshake)" + dialogue.secured() + dialogue.received(buffer)
     return said
 
 
 def made(
-    secure: bool = False, announce: bytes = b"", mechanism: str = "plain", response: bytes = b"\0a\0b"
-) -> Dialogue:
-    dialogue = Dialogue(mechanism, response)
-    dialogue.wants(secure, announce)
-    return dialogue
+    secure: bool = False, announce: bytes = b"", mechanism: str = "plain", password: bytes = b"b"
+) -> SieveDialogue:
+    return SieveDialogue(Credentials(b"a", password, mechanism), secure, announce)
 
 
 def test_a_login() -> None:
@@ -55,8 +52,8 @@ def test_tls_first_and_only_what_is_told_behind_it_counts() -> None:
 
 
 def test_a_long_token_is_a_literal() -> None:
-    dialogue = made(mechanism="oauthbearer", response=b"t" * 3000)
-    proof = base64.b64encode(b"t" * 3000)
+    dialogue = made(mechanism="oauthbearer", password=b"t" * 3000)
+    proof = base64.b64encode(b"n,a=a,\x01auth=Bearer " + b"t" * 3000 + b"\x01\x01")
     assert talk(dialogue, GREETING) == b'AUTHENTICATE "OAUTHBEARER" {%d+}\r\n%b\r\n' % (len(proof), proof)
     assert talk(dialogue, b"{4}\r\ne30=\r\n") == b'"AQ=="\r\n'
     assert talk(dialogue, b'NO "no"\r\n') == b""
@@ -125,3 +122,26 @@ def test_the_referral_is_kept_for_the_client() -> None:
     talk(dialogue, GREETING + b'BYE (REFERRAL "sieve://b.example.org") "there"\r\n')
     assert dialogue.result is not None
     assert (dialogue.result.code, dialogue.result.about) == (b"REFERRAL", b"sieve://b.example.org")
+
+
+def test_any_split_is_the_same() -> None:
+    data = GREETING + b"OK\r\n" + b"OK (SASL {4}\r\ncnNw) {2}\r\nin\r\nbehind"
+    for cut in range(len(data)):
+        dialogue, buffer = made(announce=b"ADDR=192.0.2.1"), bytearray(data[:cut])
+        said = dialogue.received(buffer)
+        buffer += data[cut:]
+        said += dialogue.received(buffer)
+        assert said == b'XCLIENT ADDR=192.0.2.1\r\nAUTHENTICATE "PLAIN" "AGEAYg=="\r\n'
+        assert (dialogue.outcome, buffer) == ("accepted", b"behind")
+
+
+def test_what_stands_behind_the_consent_to_tls_is_left_for_the_session_to_see() -> None:
+    dialogue, buffer = made(True), bytearray(GREETING + b'OK\r\n"SASL" "PLAIN"\r\nOK\r\n')
+    dialogue.received(buffer)
+    assert (dialogue.outcome, buffer) == ("tls", b'"SASL" "PLAIN"\r\nOK\r\n')
+
+
+def test_a_master_user() -> None:
+    dialogue = SieveDialogue(Credentials(b"master", b"secret", authorization=b"anna"))
+    proof = base64.b64encode(b"anna\0master\0secret")
+    assert talk(dialogue, GREETING) == b'AUTHENTICATE "PLAIN" "' + proof + b'"\r\n'

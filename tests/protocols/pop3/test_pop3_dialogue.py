@@ -7,27 +7,30 @@ import base64
 import pytest
 
 from l7lb.core.errors import Failure
-from l7lb.protocols.pop3.dialogue import Dialogue
+from l7lb.protocols.mail.credentials import Credentials
+from l7lb.protocols.pop3.dialogue import Pop3Dialogue
 
 
-def talk(dialogue: Dialogue, *lines: bytes) -> list[bytes]:
+def talk(dialogue: Pop3Dialogue, *lines: bytes) -> list[bytes]:
     """What the server gets for each of its lines; the handshake is done at once where it is wanted."""
     said = []
     for line in lines:
-        said.append(dialogue.line(line))
+        said.append(dialogue.received(bytearray(line + b"\r\n")))
         if dialogue.outcome == "tls":
             said[-1] = dialogue.secured()
     return said
 
 
-def plain(secure: bool = False, announce: bytes = b"", ask: bool = False) -> Dialogue:
-    dialogue = Dialogue(b"anna", b" my pass ")
-    dialogue.wants(secure, announce, ask)
-    return dialogue
+def plain(secure: bool = False, announce: bytes = b"", ask: bool = False) -> Pop3Dialogue:
+    return Pop3Dialogue(Credentials(b"anna", b" my pass "), secure, announce, ask)
 
 
-def token(mechanism: str = "oauthbearer", size: int = 3000) -> Dialogue:
-    return Dialogue(b"anna", b"", mechanism, b"t" * size)
+def master(password: bytes = b"secret") -> Pop3Dialogue:
+    return Pop3Dialogue(Credentials(b"master", password, authorization=b"anna"))
+
+
+def token(mechanism: str = "oauthbearer") -> Pop3Dialogue:
+    return Pop3Dialogue(Credentials(b"anna", b"t" * 3000, mechanism))
 
 
 def test_user_and_pass() -> None:
@@ -68,25 +71,26 @@ def test_a_list_without_end() -> None:
 
 
 def test_auth_with_its_proof_at_once_where_the_line_is_short_enough() -> None:
-    dialogue = Dialogue(b"anna", b"", "plain", b"anna\0master\0secret")
+    dialogue = master()
     proof = base64.b64encode(b"anna\0master\0secret")
     assert talk(dialogue, b"+OK", b"+OK") == [b"AUTH PLAIN " + proof + b"\r\n", b""]
     assert dialogue.outcome == "accepted"
     for size in range(140, 190):
-        dialogue = Dialogue(b"", b"", "plain", b"x" * size)
+        dialogue = master(b"x" * size)
         said = talk(dialogue, b"+OK")[0]
         assert len(said) <= 255
         if said == b"AUTH PLAIN\r\n":
-            said += dialogue.line(b"+ ")
-        assert said.split()[-1] == base64.b64encode(b"x" * size)
+            said += talk(dialogue, b"+ ")[0]
+        assert said.split()[-1] == base64.b64encode(b"anna\0master\0" + b"x" * size)
 
 
 @pytest.mark.parametrize(("mechanism", "answer"), [("oauthbearer", b"AQ==\r\n"), ("xoauth2", b"\r\n")])
 def test_a_token_that_is_refused_in_two_steps(mechanism: str, answer: bytes) -> None:
     dialogue = token(mechanism)
     start = b"AUTH " + mechanism.upper().encode() + b"\r\n"
-    proof = base64.b64encode(b"t" * 3000) + b"\r\n"
-    assert talk(dialogue, b"+OK", b"+ ", b"+ eyJzdGF0dXMi", b"-ERR [AUTH] no") == [start, proof, answer, b""]
+    said = talk(dialogue, b"+OK", b"+ ", b"+ eyJzdGF0dXMi", b"-ERR [AUTH] no")
+    assert base64.b64decode(said.pop(1)).endswith(b"\x01auth=Bearer " + b"t" * 3000 + b"\x01\x01")
+    assert said == [start, answer, b""]
     assert (dialogue.outcome, dialogue.code) == ("refused", b"AUTH")
 
 
@@ -121,7 +125,7 @@ def test_a_fault_at_every_step(fault: bytes, step: str) -> None:
     dialogue = made()
     talk(dialogue, *lines)
     assert dialogue.outcome == ""
-    assert dialogue.line(fault) == b""
+    assert talk(dialogue, fault) == [b""]
     assert (dialogue.outcome, dialogue.failure) == FAULTS[fault][step]
 
 
@@ -135,3 +139,31 @@ def test_the_code_is_kept_for_the_client() -> None:
     dialogue = plain()
     talk(dialogue, b"+OK", b"+OK", b"-ERR [in-use] locked")
     assert (dialogue.outcome, dialogue.code) == ("failed", b"IN-USE")
+
+
+def test_any_split_is_the_same() -> None:
+    data = b"+OK [XCLIENT]\r\n+OK\r\n+OK\r\nTOP\r\n.\r\n+OK\r\n+OK\r\nbehind"
+    for cut in range(len(data)):
+        dialogue, buffer = plain(False, b"ADDR=192.0.2.1", True), bytearray(data[:cut])
+        said = dialogue.received(buffer)
+        buffer += data[cut:]
+        said += dialogue.received(buffer)
+        assert said == b"XCLIENT ADDR=192.0.2.1\r\nCAPA\r\nUSER anna\r\nPASS  my pass \r\n"
+        assert (dialogue.outcome, dialogue.capabilities, buffer) == ("accepted", [b"TOP"], b"behind")
+
+
+def test_what_stands_behind_the_consent_to_tls_is_left_for_the_session_to_see() -> None:
+    dialogue, buffer = plain(True), bytearray(b"+OK\r\n+OK\r\n+OK injected\r\n")
+    dialogue.received(buffer)
+    assert (dialogue.outcome, buffer) == ("tls", b"+OK injected\r\n")
+
+
+def test_a_line_without_end() -> None:
+    dialogue = plain()
+    dialogue.received(bytearray(b"+OK" * 2000))
+    assert (dialogue.outcome, dialogue.failure, dialogue.greeted) == (*PROTOCOL, True)
+
+
+def test_a_name_that_user_cannot_say_goes_by_auth() -> None:
+    dialogue = Pop3Dialogue(Credentials(b"anna smith", b"x"))
+    assert talk(dialogue, b"+OK") == [b"AUTH PLAIN " + base64.b64encode(b"\0anna smith\0x") + b"\r\n"]
