@@ -22,7 +22,7 @@ UNQUOTABLE = re.compile(rb"[\r\n\0]")
 
 
 class Atom(bytes):
-    """A word without quotes, in upper case, or a parenthesis. A string, quoted or literal, is plain bytes."""
+    """A word without quotes, or a parenthesis. A string, quoted or literal, is plain bytes."""
 
     __slots__ = ()
 
@@ -152,7 +152,7 @@ class Reader:
         atom = ATOM.match(line, at)
         if atom is None:
             raise Malformed("a quoted string that doesn't end" if line[at : at + 1] == b'"' else "an odd character")
-        self._add(Atom(atom[0].upper()))
+        self._add(Atom(atom[0]))
         return atom.end()
 
 
@@ -170,15 +170,15 @@ class Result:
 
 def result(tokens: Sequence[bytes]) -> Result | None:
     """The result that a line of a response is; None for other lines. Raises Malformed."""
-    if not tokens or tokens[0] not in (b"OK", b"NO", b"BYE") or not isinstance(tokens[0], Atom):
+    if not tokens or not isinstance(tokens[0], Atom) or tokens[0].upper() not in (b"OK", b"NO", b"BYE"):
         return None
-    found = Result(tokens[0])
+    found = Result(tokens[0].upper())
     rest = list(tokens[1:])
     if rest and _depth(rest[0]) > 0:
         end = _closing(rest)
         if end < 2 or not isinstance(rest[1], Atom):
             raise Malformed("a response code that can't be read")
-        found.code = rest[1]
+        found.code = rest[1].upper()
         found.about = next((token for token in rest[2:end] if not isinstance(token, Atom)), b"")
         del rest[: end + 1]
     if len(rest) > 1 or (rest and isinstance(rest[0], Atom)):

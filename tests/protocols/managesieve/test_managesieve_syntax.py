@@ -33,9 +33,9 @@ def read(data: bytes, cuts: list[int] | None = None, marked: bool = True, line: 
 
 
 READ: list[tuple[bytes, Seen]] = [
-    (b"logout\r\n", [[Atom(b"LOGOUT")]]),
+    (b"logout\r\n", [[Atom(b"logout")]]),
     (b"NOOP\n\r\n", [[Atom(b"NOOP")], []]),
-    (b'Authenticate "PLAIN" "AGE="\r\n', [[Atom(b"AUTHENTICATE"), b"PLAIN", b"AGE="]]),
+    (b'Authenticate "PLAIN" "AGE="\r\n', [[Atom(b"Authenticate"), b"PLAIN", b"AGE="]]),
     (b'A "a \\"q\\" \\\\"  ""\r\n', [[Atom(b"A"), b'a "q" \\', b""]]),
     (b"A {3+}\r\n\r\n) {0+}\r\n\r\n", [[Atom(b"A"), b"\r\n)", b""]]),
     (b'A {2+}\r\nab "c"\r\nB\r\n', [[Atom(b"A"), b"ab", b"c"], [Atom(b"B")]]),
