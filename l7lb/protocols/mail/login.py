@@ -157,7 +157,7 @@ class LoginSession(Session):
         raise NotImplementedError
 
     def refusal(self, failure: Failure) -> bytes:
-        """The answer to a login that came to nothing."""
+        """The answer to a login that came to nothing: ``dialogue`` knows what the server said, if it came so far."""
         raise NotImplementedError
 
     def farewell(self, failure: Failure, why: str) -> bytes:
@@ -319,9 +319,9 @@ class LoginSession(Session):
         return actions
 
     def say(self, data: bytes) -> list[Action]:
-        """The client is told this."""
+        """The client is told this, if it is anything."""
         self.flow.sent += len(data)
-        return [ToClient(data)]
+        return [ToClient(data)] if data else []
 
     def complain(self, answer: bytes, now: float) -> list[Action]:
         """The answer to a command that is none; there may be so many of them."""
@@ -471,12 +471,12 @@ class LoginSession(Session):
     def _answer(self, failure: Failure, now: float) -> list[Action]:
         """The client is told that its login came to nothing, and may try again."""
         self.state = COMMANDS
+        actions = self.say(self.refusal(failure))
         self.dialogue = None
         self.server_buffer = bytearray()
         self.facts.password = b""
         self.wants_client = not self.half_closed
         self.deadline = now + self.settings.login
-        actions = self.say(self.refusal(failure))
         if self.attempts >= self.settings.login_attempts:
             return [*actions, *self.end(failure, now)]
         if self.draining_now:

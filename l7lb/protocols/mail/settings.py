@@ -8,8 +8,9 @@ import msgspec
 
 from l7lb.core.snapshot import Listener
 
-# What differs from MailSettings' defaults, by protocol: how long a server waits for its client's next command.
-USUAL: dict[str, dict[str, Any]] = {"pop3": {"tunnel": 660.0}}
+# What differs from MailSettings' defaults, by protocol: how long a server waits for its client's next command, and how
+# long a line may be: in POP3 all of a token's base64 stands in one.
+USUAL: dict[str, dict[str, Any]] = {"pop3": {"tunnel": 660.0, "line_bytes": 16_384}}
 
 
 class MailSettings(msgspec.Struct, frozen=True, kw_only=True):

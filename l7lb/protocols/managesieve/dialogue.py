@@ -58,10 +58,6 @@ class SieveDialogue(Dialogue):
         self.capabilities: dict[bytes, bytes] = {}
         self.result: Result | None = None
 
-    @property
-    def greeted(self) -> bool:
-        return self._state != GREETING
-
     def received(self, buffer: bytearray) -> bytes:
         said = b""
         while self.outcome == GOES_ON:

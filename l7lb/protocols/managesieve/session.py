@@ -22,6 +22,7 @@ from l7lb.core.errors import Failure
 from l7lb.core.snapshot import Listener
 from l7lb.protocols.mail.credentials import Credentials
 from l7lb.protocols.mail.dialogue import Dialogue
+from l7lb.protocols.mail.dovecot import announcement, believe
 from l7lb.protocols.mail.failures import PERMANENT, words
 from l7lb.protocols.mail.lines import LineTooLong
 from l7lb.protocols.mail.login import LoginSession
@@ -30,11 +31,12 @@ from l7lb.protocols.mail.shared import MailShared
 from l7lb.protocols.managesieve.capabilities import Capabilities
 from l7lb.protocols.managesieve.dialogue import SieveDialogue
 from l7lb.protocols.managesieve.syntax import Atom, Malformed, Reader, string
-from l7lb.routing.networks import UNIX
 
 EOL = b"\r\n"
 NO_BASE64 = b"!"  # stands for a response that is none
 REFERRED = re.compile(rb"sieve://[!-~]{1,1000}\Z")
+# Where the connection ends by what the client did, coming again helps nobody.
+FOR_GOOD = PERMANENT | {Failure.CLIENT_PROTOCOL, Failure.CLIENT_LIMIT, Failure.CLIENT_TIMEOUT}
 LOGGED_IN_ONLY = frozenset({
     b"HAVESPACE", b"PUTSCRIPT", b"LISTSCRIPTS", b"SETACTIVE", b"GETSCRIPT", b"DELETESCRIPT", b"RENAMESCRIPT",
     b"CHECKSCRIPT",
@@ -67,7 +69,7 @@ class SieveSession(LoginSession):
         return self._told() + b'OK "%b ready."' % self.settings.hostname.encode() + EOL
 
     def _told(self) -> bytes:
-        trusted = b'"XCLIENT" "ADDR PORT TTL"' + EOL if self.shared.trusts(self.peer) else b""
+        trusted = b'"XCLIENT" "ADDR PORT TTL SESSION"' + EOL if self.shared.trusts(self.peer) else b""
         offered = [name.upper() for name in self.shared.offered(self.peer)]
         return self._capabilities.lines(offered, self.shared.offers_tls(self.peer)) + trusted
 
@@ -126,11 +128,8 @@ class SieveSession(LoginSession):
 
     def _xclient(self, arguments: list[bytes], now: float) -> list[Action]:
         """What a proxy in front tells of its client, in Dovecot's words."""
-        fields = dict(part.upper().partition(b"=")[::2] for part in arguments)
-        if b"ADDR" in fields and not self.origin.told(fields[b"ADDR"], fields.get(b"PORT", b"")):
+        if not believe(self.origin, arguments):
             return self._wrong(b"This is no address.", now)
-        if b"TTL" in fields:
-            self.origin.limited(fields[b"TTL"])
         self.facts = self.flow.facts = self.make_facts()
         return self.say(b'OK "Updated."' + EOL)
 
@@ -157,14 +156,10 @@ class SieveSession(LoginSession):
 
     def converse(self, assignment: Assignment, credentials: Credentials) -> Dialogue:
         return SieveDialogue(
-            credentials, secure=assignment.server_tls == "starttls", announce=self._announcement(assignment)
+            credentials,
+            secure=assignment.server_tls == "starttls",
+            announce=announcement(self.origin, assignment, self.shared.protocol),
         )
-
-    def _announcement(self, assignment: Assignment) -> bytes:
-        origin = self.origin
-        if assignment.pool.config.client_address.get("managesieve") != "xclient" or origin.client == UNIX:
-            return b""
-        return f"ADDR={origin.client} PORT={origin.port} TTL={origin.hops}".encode()
 
     def welcome(self) -> bytes:
         dialogue, assignment = self.dialogue, self.assignment
@@ -188,7 +183,7 @@ class SieveSession(LoginSession):
 
     def farewell(self, failure: Failure, why: str) -> bytes:
         text = why.encode("utf-8", "replace").translate(None, b"\r\n") or words(failure)
-        return _answer(b"BYE", b"", text)
+        return _answer(b"BYE", b"" if failure in FOR_GOOD else b"TRYLATER", text)
 
 
 def _answer(word: bytes, code: bytes, text: bytes) -> bytes:

@@ -76,10 +76,6 @@ class Pop3Dialogue(Dialogue):
         self.capabilities: list[bytes] | None = None
         self.code = b""
 
-    @property
-    def greeted(self) -> bool:
-        return self._state != GREETING
-
     def received(self, buffer: bytearray) -> bytes:
         said = b""
         while self.outcome == GOES_ON:

@@ -24,6 +24,7 @@ from l7lb.core.errors import Failure
 from l7lb.core.snapshot import Listener
 from l7lb.protocols.mail.credentials import Credentials
 from l7lb.protocols.mail.dialogue import Dialogue
+from l7lb.protocols.mail.dovecot import announcement, believe
 from l7lb.protocols.mail.failures import PERMANENT, words
 from l7lb.protocols.mail.lines import Lines
 from l7lb.protocols.mail.login import LoginSession
@@ -32,7 +33,6 @@ from l7lb.protocols.mail.shared import MailShared
 from l7lb.protocols.pop3.capabilities import Capabilities
 from l7lb.protocols.pop3.dialogue import Pop3Dialogue
 from l7lb.protocols.pop3.syntax import command
-from l7lb.routing.networks import UNIX
 
 EOL = b"\r\n"
 PASSED_ON = (b"IN-USE", b"LOGIN-DELAY", b"SYS/PERM")  # codes that a server's refusal keeps (RFC 2449, RFC 3206)
@@ -164,11 +164,8 @@ class Pop3Session(LoginSession):
 
     def _xclient(self, argument: bytes, now: float) -> list[Action]:
         """What a proxy in front tells of its client, in Dovecot's words."""
-        fields = dict(part.upper().partition(b"=")[::2] for part in argument.split())
-        if b"ADDR" in fields and not self.origin.told(fields[b"ADDR"], fields.get(b"PORT", b"")):
+        if not believe(self.origin, argument.split()):
             return self._wrong(b"This is no address.", now)
-        if b"TTL" in fields:
-            self.origin.limited(fields[b"TTL"])
         self.facts = self.flow.facts = self.make_facts()
         return self.say(b"+OK Updated." + EOL)
 
@@ -190,15 +187,9 @@ class Pop3Session(LoginSession):
         return Pop3Dialogue(
             credentials,
             secure=assignment.server_tls == "starttls",
-            announce=self._announcement(assignment),
+            announce=announcement(self.origin, assignment, self.shared.protocol),
             ask=self._capabilities.wanted(f"{server.pool}/{server.name}", self.flow.connected_at),
         )
-
-    def _announcement(self, assignment: Assignment) -> bytes:
-        origin = self.origin
-        if assignment.pool.config.client_address.get("pop3") != "xclient" or origin.client == UNIX:
-            return b""
-        return f"ADDR={origin.client} PORT={origin.port} TTL={origin.hops}".encode()
 
     def welcome(self) -> bytes:
         dialogue, assignment = self.dialogue, self.assignment

@@ -1,0 +1,1 @@
+"""Helpers in this folder are found by the tests of all protocols."""
