@@ -12,14 +12,13 @@ from pydantic import AfterValidator, Field, PrivateAttr
 
 from l7lb.config.certificates import Unusable
 from l7lb.config.fields import FilePath, SetHeaders, Text
-from l7lb.config.files import Unreadable, check_file, read_file
+from l7lb.config.files import Unreadable, check_file, read_secret
 from l7lb.config.section import Reading, Section
 from l7lb.config.tls import about, take_ca
 from l7lb.config.units import Duration, DurationOrZero
 from l7lb.config.wording import choice, quoted, wrong
 from l7lb.core import snapshot
 
-SECRET_BYTES = 4096  # the longest password in a file
 COLUMNS = ("address", "mailbox", "server", "user", "password", "master_user", "master_password")
 IGNORED = "-"
 PLACES = ("address", "user")
@@ -92,20 +91,6 @@ LdapUrl = Annotated[str, AfterValidator(_ldap_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Attribute = Annotated[str, AfterValidator(_attribute)]
 Filter = Annotated[str, AfterValidator(_filter)]
-
-
-def read_secret(path: Path) -> bytes:
-    """A password that stands in a file, alone in its one line. Raises ValueError."""
-    try:
-        secret = read_file(str(path), SECRET_BYTES)
-    except Unreadable as problem:
-        raise ValueError(str(problem)) from None
-    secret = secret.removesuffix(b"\n").removesuffix(b"\r")
-    if not secret:
-        raise ValueError("is empty; it must hold the password")
-    if b"\n" in secret or b"\0" in secret:
-        raise ValueError("must hold the password alone, in one line")
-    return secret
 
 
 def is_local(host: str) -> bool:
@@ -204,7 +189,7 @@ class Ldap(Section):
         if self.bind_dn is None:
             self.complain(reading, "whose password is it? give bind_dn", "bind_password_file")
         try:
-            self._password = read_secret(reading.base / self.bind_password_file)
+            self._password = read_secret(str(reading.base / self.bind_password_file))
         except ValueError as error:
             self.complain(reading, f"{self.bind_password_file}: {error}", "bind_password_file")
 

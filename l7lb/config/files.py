@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+SECRET_BYTES = 4096  # the longest password in a file
+
 
 class Unreadable(ValueError):
     """A file that can't be read; the text says why. ``directory``: it is one."""
@@ -42,3 +44,13 @@ def _read(file: str, size: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Unreadable(f"can't be read: {reason}", isinstance(error, IsADirectoryError)) from None
+
+
+def read_secret(file: str) -> bytes:
+    """A password that stands in a file, alone in its one line. Raises ValueError."""
+    secret = read_file(file, SECRET_BYTES).removesuffix(b"\n").removesuffix(b"\r")
+    if not secret:
+        raise ValueError("is empty; it must hold the password")
+    if b"\n" in secret or b"\0" in secret:
+        raise ValueError("must hold the password alone, in one line")
+    return secret

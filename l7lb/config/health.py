@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, WithJsonSchema
 
-from l7lb.config.fields import Authority, Method, Port, RequestPath, SetHeaders
+from l7lb.config.fields import Authority, FilePath, Method, Port, RequestPath, SetHeaders, Text
+from l7lb.config.files import read_secret
 from l7lb.config.section import Reading, Section
 from l7lb.config.units import Duration, Share
 from l7lb.config.wording import describe, quoted, wrong
@@ -94,7 +95,33 @@ class PingCheck(Section):
 
 
 class ProtocolCheck(Section):
-    """The listener's protocol, spoken as far as its greeting."""
+    """The listeners' protocols, spoken as far as their greeting, and for mail as far as a login where one is given."""
+
+    user: Text | None = Field(
+        default=None,
+        description="Log in as this user, in mail protocols that have logins; a mailbox that nobody else uses.",
+    )
+    password_file: FilePath | None = Field(default=None, description="The file with that one's password.")
+
+    _password: str = PrivateAttr(default="")
+
+    def check(self, reading: Reading) -> None:
+        if self.user is not None and self.password_file is None:
+            self.complain(reading, "has no password: give password_file", "user")
+        if self.password_file is None:
+            return
+        if self.user is None:
+            self.complain(reading, "whose password is it? give user", "password_file")
+        try:
+            self._password = read_secret(str(reading.base / self.password_file)).decode()
+        except UnicodeDecodeError:
+            self.complain(reading, f"{self.password_file}: is no text in UTF-8", "password_file")
+        except ValueError as error:
+            self.complain(reading, f"{self.password_file}: {error}", "password_file")
+
+    def settings(self) -> dict[str, Any]:
+        """For the probe."""
+        return {"user": self.user, "password": self._password} if self.user else {}
 
 
 class Health(Section):
@@ -105,7 +132,7 @@ class Health(Section):
     http: HttpCheck | None = Field(default=None, description="Make a request and look at the answer's status.")
     tcp: TcpCheck | None = Field(default=None, description="Connect: {}.")
     ping: PingCheck | None = Field(default=None, description="Send an ICMP echo: {}.")
-    protocol: ProtocolCheck | None = Field(default=None, description="Speak the protocol of the listener: {}.")
+    protocol: ProtocolCheck | None = Field(default=None, description="Speak the protocol of the listeners: {}.")
     interval: Duration = Field(default=2.0, description="From one check of a server to the next; it varies by a tenth.")
     timeout: Duration = Field(default=1.0, description="How long one check may take.")
     rise: int = Field(default=2, ge=1, le=100, description="Good checks in a row that put a server back.")
@@ -137,13 +164,14 @@ class Health(Section):
         port for each.
         """
         kind = self.given()[0]
+        checked = self.http or self.protocol
         return snapshot.Health(
             kind=kind,
             interval=self.interval,
             timeout=self.timeout,
             rise=self.rise,
             fall=self.fall,
-            settings=self.http.settings() if self.http else {},
+            settings=checked.settings() if checked is not None else {},
             protocol=protocols[0] if kind == "protocol" and protocols else "",
             port=self.port or 0,
             scope=self.scope if kind == "protocol" else "server",

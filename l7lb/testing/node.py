@@ -324,7 +324,9 @@ class Node:
             made = self.servers[key] = HttpServer(key, patience=self.patience)
             made.listen()
         tls = server.tls if self._server_tls else None
-        return msgspec.structs.replace(server, address=self.servers[key].address, tls=tls)
+        address = self.servers[key].address
+        ports = dict.fromkeys(server.ports, address.port)  # one scripted server stands for all of its protocols
+        return msgspec.structs.replace(server, address=address, ports=ports, tls=tls)
 
     def _bind(self, key: str, wanted: Address) -> Address:
         if key not in self._binds:

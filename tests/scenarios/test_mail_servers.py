@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from l7lb.core.contracts import ProbeTls
+from l7lb.core.snapshot import Address
 from l7lb.demo import mailconf, mailservers, secure
 from l7lb.demo.cluster import PORTS, is_free, wait_for
 from l7lb.demo.mailclients import Imap, Lmtp, Pop, Sieve, SieveError, Smtp, Target, message
@@ -72,6 +78,29 @@ def test_every_protocol_says_who_it_is(alone: Alone, tls: bool) -> None:
         assert smtp.server() == "mx1"
     wait_for(lambda: {one.protocol for one in alone.server.served("alice") if one.end is not None}
              >= {"imap4", "pop3", "managesieve", "submission"}, "the sessions' ends in the log")  # fmt: skip
+
+
+# Nobody logs in to relay or LMTP, and these servers' LMTP has no TLS.
+CHECKS = [
+    (protocol, mode, user)
+    for protocol in MAIL_PROTOCOLS
+    for mode in ("", "starttls", "auto")
+    for user in ("", "alice")
+    if not (user and protocol in ("smtp", "lmtp")) and not (mode and protocol == "lmtp")
+]
+
+
+@pytest.mark.parametrize(("protocol", "mode", "user"), CHECKS)
+def test_their_health_checks_find_them_well(alone: Alone, protocol: str, mode: str, user: str) -> None:
+    settings: dict[str, Any] = {"user": user, "password": ALICE.password} if user else {}
+    if mode:
+        context = ssl.create_default_context(cafile=str(alone.certificate))
+        settings["tls"] = ProbeTls(context, "127.0.0.1", mode)
+    name = "smtp" if protocol == "submission" else protocol
+    probe = importlib.import_module(f"l7lb.protocols.{name}.probe").probe
+    words = asyncio.run(probe(Address(host="127.0.0.1", port=alone.ports[protocol]), settings, 20.0))
+    assert ("TLSv1.3" in words) is bool(mode)
+    assert ("logged in" in words) is bool(user)
 
 
 def test_tokens(alone: Alone) -> None:
