@@ -24,7 +24,8 @@ What a client sends behind its login waits in ``buffer`` until it is answered: w
 first, else it is the next command. Nothing that came before TLS means anything behind it, on either side: bytes in the
 buffer when a handshake begins end the connection.
 
-A protocol derives its session from :class:`LoginSession` and says in its own words what is here a hook.
+A protocol derives its session from :class:`LoginSession` and says in its own words what
+:class:`l7lb.protocols.mail.wording.Wording` has.
 """
 
 from __future__ import annotations
@@ -35,134 +36,48 @@ from l7lb.core.actions import (
     CLIENT,
     SERVER,
     Action,
-    Close,
-    Finished,
     LoginFailed,
     NeedServer,
     Release,
     Side,
     StartServerTls,
     StartTls,
-    ToClient,
     ToServer,
     Tunnel,
 )
-from l7lb.core.contracts import Assignment, Choice, Peer, Session
+from l7lb.core.contracts import Assignment, Choice
 from l7lb.core.errors import Failure, Owner
 from l7lb.core.mailbox import canonical
-from l7lb.protocols.mail.credentials import Credentials, server_credentials
-from l7lb.protocols.mail.dialogue import ACCEPTED, GOES_ON, TLS, Dialogue
-from l7lb.protocols.mail.facts import MailFacts
+from l7lb.protocols.mail.base import (
+    CLOSED,
+    COMMANDS,
+    DIALOGUE,
+    EXCUSE,
+    RESPONSES,
+    ROUTING,
+    SECURED,
+    SECURING,
+    TALKING,
+    TUNNEL,
+    MailSession,
+)
+from l7lb.protocols.mail.credentials import server_credentials
+from l7lb.protocols.mail.dialogue import ACCEPTED, GOES_ON, TLS
 from l7lb.protocols.mail.failures import permanent
 from l7lb.protocols.mail.lines import LineTooLong, foreign
 from l7lb.protocols.mail.origin import Origin
-from l7lb.protocols.mail.record import MailFlow
 from l7lb.protocols.mail.sasl import INVALID_TOKEN, Exchange, Identity, SaslFault, decoded
-from l7lb.protocols.mail.shared import MailShared, certified_name
-
-COMMANDS: Final = 0
-RESPONSES: Final = 1
-SECURING: Final = 2
-ROUTING: Final = 3
-DIALOGUE: Final = 4
-SECURED: Final = 5
-EXCUSE: Final = 6
-TUNNEL: Final = 7
-CLOSED: Final = 8
-
-PHASES: Final = ("login", "login", "tls", "queue", "server-login", "server-tls", "login", "tunnel", "closed")
-TALKING: Final = frozenset({COMMANDS, RESPONSES, EXCUSE})  # the client is listened to
+from l7lb.protocols.mail.shared import certified_name
 
 READ_AHEAD: Final = 16 * 1024  # bytes taken from a client behind its login
 SERVER_BYTES: Final = 64 * 1024  # that a server may say before it consents
 PATIENCE: Final = 5.0  # seconds that a client which is not logged in gets while this process ends
 
 
-class LoginSession(Session):
+class LoginSession(MailSession):
     """A client's connection; see the module's head and :class:`l7lb.core.contracts.Session`."""
 
-    __slots__ = (
-        "assignment",
-        "attempts",
-        "bad",
-        "buffer",
-        "dialogue",
-        "draining_now",
-        "exchange",
-        "facts",
-        "failure",
-        "flow",
-        "half_closed",
-        "idle",
-        "origin",
-        "peer",
-        "server_buffer",
-        "settings",
-        "shared",
-        "spoken",
-        "state",
-    )
-
-    def __init__(self, shared: MailShared, peer: Peer, now: float) -> None:
-        super().__init__()
-        self.shared = shared
-        self.settings = shared.settings
-        self.peer = peer
-        self.origin = Origin(peer, shared.settings.hops)
-        self.facts = self.make_facts()
-        self.flow = MailFlow(self.facts, now)
-        self.buffer = bytearray()
-        self.server_buffer = bytearray()
-        self.exchange: Exchange | None = None
-        self.dialogue: Dialogue | None = None
-        self.assignment: Assignment | None = None
-        self.failure = Failure.LOGIN_REFUSED  # that the answer behind EXCUSE tells of
-        self.attempts = 0
-        self.bad = 0
-        self.spoken = False  # the client has said something that is of this protocol
-        self.half_closed = False  # the client will say no more
-        self.draining_now = False
-        self.idle = shared.settings.tunnel
-        self.state = COMMANDS
-        self.deadline = now + shared.settings.login
-
-    # --- what a protocol says in its own words ----------------------------------------------------------------
-
-    def greeting(self) -> bytes:
-        """What the client is told first."""
-        raise NotImplementedError
-
-    def command(self, now: float) -> list[Action] | None:
-        """Take one command out of ``buffer`` and carry it out; None if it is not complete. May raise LineTooLong."""
-        raise NotImplementedError
-
-    def response_line(self) -> bytes | None:
-        """Take one line of SASL's, as it stands on the wire, out of ``buffer``; None if it is not complete."""
-        raise NotImplementedError
-
-    def challenge(self, data: bytes) -> bytes:
-        """A SASL challenge, on the wire."""
-        raise NotImplementedError
-
-    def malformed(self, why: bytes) -> bytes:
-        """The answer to a SASL exchange that the client cancelled or broke."""
-        raise NotImplementedError
-
-    def converse(self, assignment: Assignment, credentials: Credentials) -> Dialogue:
-        """What logs in to this server. It has sent nothing yet: a mail server speaks first."""
-        raise NotImplementedError
-
-    def welcome(self) -> bytes:
-        """The answer to the login: ``dialogue`` knows what the server said to it."""
-        raise NotImplementedError
-
-    def refusal(self, failure: Failure) -> bytes:
-        """The answer to a login that came to nothing: ``dialogue`` knows what the server said, if it came so far."""
-        raise NotImplementedError
-
-    def farewell(self, failure: Failure, why: str) -> bytes:
-        """What the client is told before its connection is closed, outside any answer; ``why`` may be empty."""
-        raise NotImplementedError
+    __slots__ = ()
 
     # --- what the proxy tells ---------------------------------------------------------------------------------
 
@@ -291,13 +206,6 @@ class LoginSession(Session):
         self.deadline = min(self.deadline, now + PATIENCE)
         return []
 
-    def describe(self) -> dict[str, str]:
-        mailbox = self.facts.mailbox[:200].decode("utf-8", "backslashreplace")
-        shown = {"detail": PHASES[self.state]}
-        if mailbox:
-            shown["mailbox"] = mailbox
-        return shown
-
     # --- steps of the client's side ---------------------------------------------------------------------------
 
     def work(self, now: float) -> list[Action]:
@@ -317,26 +225,6 @@ class LoginSession(Session):
             self.spoken = True
             actions += more
         return actions
-
-    def say(self, data: bytes) -> list[Action]:
-        """The client is told this, if it is anything."""
-        self.flow.sent += len(data)
-        return [ToClient(data)] if data else []
-
-    def complain(self, answer: bytes, now: float) -> list[Action]:
-        """The answer to a command that is none; there may be so many of them."""
-        self.bad += 1
-        if self.bad > self.settings.bad_commands:
-            return [*self.say(answer), *self.end(Failure.CLIENT_PROTOCOL, now)]
-        return self.say(answer)
-
-    def make_facts(self) -> MailFacts:
-        """Those of the next login."""
-        facts = MailFacts(self.shared.protocol, self.shared.listener, self.origin.client)
-        facts.tls = self.peer.tls
-        if self.peer.handshake is not None:
-            facts.host = self.peer.handshake.sni
-        return facts
 
     def begin_tls(self, answer: bytes, now: float) -> list[Action]:
         """The client asks for TLS, which is offered: ``answer`` is the last that it reads in the clear."""
@@ -470,8 +358,8 @@ class LoginSession(Session):
 
     def _answer(self, failure: Failure, now: float) -> list[Action]:
         """The client is told that its login came to nothing, and may try again."""
-        self.state = COMMANDS
         actions = self.say(self.refusal(failure))
+        self.state = COMMANDS
         self.dialogue = None
         self.server_buffer = bytearray()
         self.facts.password = b""
@@ -482,46 +370,3 @@ class LoginSession(Session):
         if self.draining_now:
             return [*actions, *self.end(Failure.SHUTDOWN, now)]
         return actions
-
-    # --- the end ----------------------------------------------------------------------------------------------
-
-    def end(self, failure: Failure | None, now: float, why: str = "") -> list[Action]:
-        """Say goodbye, outside any answer, and close."""
-        ended = self._ended_at(failure) if failure is not None else "ok"
-        said: list[Action] = []
-        if failure is not None and self.state != SECURING:
-            said = self.say(self.farewell(failure, why))
-        return [*said, *self.close(failure, ended, now)]
-
-    def close(self, failure: Failure | None, ended: str, now: float) -> list[Action]:
-        """Both sides' regular end."""
-        actions: list[Action] = [self._finished(failure, ended, now)]
-        if self.state in (ROUTING, DIALOGUE, SECURED, TUNNEL):
-            actions.append(Release(False, None, self.flow.latency()))
-        self._over()
-        return [*actions, Close(linger=failure is not None and failure.owner is Owner.CLIENT)]
-
-    def cut(self, failure: Failure, now: float) -> list[Action]:
-        """Both sides' end by reset: nobody takes what came for the whole."""
-        actions: list[Action] = [self._finished(failure, self._ended_at(failure), now)]
-        if self.state in (ROUTING, DIALOGUE, SECURED, TUNNEL):
-            blame = failure if failure.owner is Owner.SERVER else None
-            actions.append(Release(False, blame, self.flow.latency(), abort=True))
-        self._over()
-        return [*actions, Close(abort=True)]
-
-    def _over(self) -> None:
-        self.state = CLOSED
-        self.deadline = 0.0
-        self.buffer = bytearray()
-        self.server_buffer = bytearray()
-        self.dialogue = None
-        self.facts.password = b""
-        self.wants_client = True
-
-    def _ended_at(self, failure: Failure) -> str:
-        return f"{failure.label}@{PHASES[self.state]}"
-
-    def _finished(self, failure: Failure | None, ended: str, now: float) -> Finished:
-        flow = self.flow
-        return Finished(flow, flow.status, failure, ended, flow.received, flow.sent, now - flow.began)

@@ -8,9 +8,8 @@ import msgspec
 
 from l7lb.core.snapshot import Listener
 
-# What differs from MailSettings' defaults, by protocol: how long a server waits for its client's next command, and how
-# long a line may be: in POP3 all of a token's base64 stands in one.
-USUAL: dict[str, dict[str, Any]] = {"pop3": {"tunnel": 660.0, "line_bytes": 16_384}}
+# What differs from MailSettings' defaults, by protocol: how long a server waits for its client's next command.
+USUAL: dict[str, dict[str, Any]] = {"pop3": {"tunnel": 660.0}}
 
 
 class MailSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +43,7 @@ class MailSettings(msgspec.Struct, frozen=True, kw_only=True):
     half_closed: float = 60.0
     command: float = 300.0
     data_answer: float = 660.0
-    line_bytes: int = 8192
+    line_bytes: int = 16_384
     literal_bytes: int = 65_536
 
     @classmethod
