@@ -215,7 +215,6 @@ class Server(Section):
         )
 
 
-Proxied = Literal["none", "proxy-v1", "proxy-v2"]
 Extended = Literal["none", "xclient", "proxy-v1", "proxy-v2"]
 Identified = Literal["none", "id", "proxy-v1", "proxy-v2"]
 
@@ -224,8 +223,8 @@ class ClientAddress(Section):
     """How mail servers learn a client's address, by protocol."""
 
     imap4: Identified = Field(default="none", description="none, id (the ID command), proxy-v1 or proxy-v2.")
-    pop3: Proxied = Field(default="none", description="none, proxy-v1 or proxy-v2.")
-    managesieve: Proxied = Field(default="none", description="none, proxy-v1 or proxy-v2.")
+    pop3: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
+    managesieve: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
     submission: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
     smtp: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
     lmtp: Extended = Field(default="none", description="none, xclient, proxy-v1 or proxy-v2.")
