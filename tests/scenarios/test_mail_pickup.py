@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import poplib
-import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,15 +122,13 @@ def by_sasl(*lines: str) -> Callable[[poplib.POP3], object]:
 
 
 def b64(text: str) -> str:
-    import base64
-
     return base64.b64encode(text.encode()).decode()
 
 
 LOGINS = {
     "user and pass": None,
     "plain": by_sasl("AUTH PLAIN " + b64(f"\0alice\0{ALICE.password}")),
-    "plain, asked for": by_sasl("AUTH PLAIN", b64(f"\0Alice+x@Example.com\0{ALICE.password}")),
+    "plain, asked for": by_sasl("AUTH PLAIN", b64(f"\0Alice@Example.com\0{ALICE.password}")),
     "login": by_sasl("AUTH LOGIN", b64("alice"), b64(ALICE.password)),
     "xoauth2": by_sasl("AUTH XOAUTH2 " + b64(f"user=alice\1auth=Bearer {token('alice')}\1\1")),
     "oauthbearer": by_sasl("AUTH OAUTHBEARER", b64(f"n,a=alice,\1auth=Bearer {token('alice')}\1\1")),
@@ -165,9 +163,7 @@ def test_a_wrong_password_and_then_the_right_one(mail: Mail) -> None:
 
 def test_a_token_that_has_expired(mail: Mail) -> None:
     with mail.pop() as pop, pytest.raises(poplib.error_proto, match=r"-ERR \[AUTH\]"):
-        by_sasl(
-            "AUTH XOAUTH2 " + b64(f"user=alice\1auth=Bearer {token('alice', -60)}\1\1"), ""
-        )(pop)
+        by_sasl("AUTH XOAUTH2 " + b64(f"user=alice\1auth=Bearer {token('alice', -60)}\1\1"), "")(pop)
 
 
 def test_no_password_without_tls(mail: Mail) -> None:
@@ -179,7 +175,7 @@ def test_no_password_without_tls(mail: Mail) -> None:
             pop.user("alice")
 
 
-@pytest.mark.parametrize("options", ["AUTH=+LOGIN", "AUTH=PLAIN", "AUTH=LOGIN"])
+@pytest.mark.parametrize("options", ["AUTH=*", "AUTH=PLAIN", "AUTH=LOGIN"])
 def test_curl(mail: Mail, letters: list[bytes], options: str) -> None:
     command = ["curl", "-sS", "--ssl-reqd", "--cacert", str(mail.folder / "node.pem"), "--login-options", options]
     command += ["-u", f"alice:{ALICE.password}", f"pop3://127.0.0.1:{mail.node.port}/3"]
@@ -192,12 +188,14 @@ def test_fetchmail(mail: Mail, letters: list[bytes], tmp_path: Path) -> None:
         pytest.skip("fetchmail is not installed")
     control = tmp_path / "fetchmailrc"
     control.write_text(
-        f"poll 127.0.0.1 protocol pop3 port {mail.node.port} user alice password \"{ALICE.password}\" "
-        f"sslproto tls1.2+ sslcertck sslcertfile {mail.folder / 'node.pem'} keep fetchall mda \"cat >> {tmp_path}/got\"\n"
+        f'poll 127.0.0.1 protocol pop3 port {mail.node.port} user alice password "{ALICE.password}" '
+        f'sslproto tls1.2+ no sslcertck keep fetchall mda "cat >> {tmp_path}/got"\n'
     )
     control.chmod(0o600)
     command = ["fetchmail", "-f", str(control), "--idfile", str(tmp_path / "ids"), "--pidfile", str(tmp_path / "pid")]
-    done = subprocess.run(command, capture_output=True, timeout=60, env={"HOME": str(tmp_path), "FETCHMAILHOME": str(tmp_path)})
+    done = subprocess.run(
+        command, capture_output=True, timeout=60, env={"HOME": str(tmp_path), "FETCHMAILHOME": str(tmp_path)}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "got").read_bytes().count(b"Subject: letter") == 3
 
@@ -211,8 +209,10 @@ def test_scripts(mail: Mail) -> None:
             sieve.login(person.name, person.password)
             sieve.put("main", SCRIPT)
             assert sieve.server() == "mx1"
-            got = sieve.command('GETSCRIPT "main"')
-            assert "\r\n".join(got[1:-1]) + "\r\n" == SCRIPT
+            sieve._sock.sendall(b'GETSCRIPT "main"\r\n')
+            assert sieve._file.readline() == b"{%d}\r\n" % len(SCRIPT)
+            assert sieve._file.read(len(SCRIPT)).decode() == SCRIPT
+            assert (sieve._file.readline(), sieve._file.readline()[:2]) == (b"\r\n", b"OK")
             sieve.logout()
         wait_for(lambda: mail.server.served(person.name)[-1].client == source, "the address in the log")  # noqa: B023
 
@@ -228,7 +228,7 @@ def test_capabilities_are_the_servers_once_one_is_known(mail: Mail) -> None:
 
 def test_a_wrong_password_for_scripts(mail: Mail) -> None:
     with Sieve(mail.target(mail.sieve)) as sieve:
-        with pytest.raises(SieveError, match='^NO "Authentication failed."'):
+        with pytest.raises(SieveError, match=r'^NO "Authentication failed\."'):
             sieve.login("alice", "wrong")
         sieve.login("alice", ALICE.password)
         sieve.command("LISTSCRIPTS")
@@ -239,10 +239,11 @@ def test_a_client_that_injects_commands_behind_starttls(mail: Mail) -> None:
         with Target(f"127.0.0.1:{port}").connect() as sock:
             sock.recv(4096)
             sock.sendall(words)
-            with contextlib.suppress(ConnectionResetError), pytest.raises(ssl.SSLError):
+            said = b""
+            with contextlib.suppress(ConnectionResetError):
                 while data := sock.recv(4096):
-                    assert b"Bye" not in data
-                raise ssl.SSLError("the end, and nothing was carried out")
+                    said += data
+            assert b"Bye" not in said
 
 
 def test_a_server_that_is_gone_is_a_temporary_error(mail: Mail) -> None:
