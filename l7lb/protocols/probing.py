@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from l7lb.core.proxy_protocol.writing import write_own
@@ -19,3 +20,10 @@ async def open_server(address: Address, settings: dict[str, Any]) -> tuple[async
     if version:
         writer.write(write_own(version, writer.get_extra_info("sockname"), writer.get_extra_info("peername")))
     return reader, writer
+
+
+def explain(problem: OSError) -> str:
+    """What a system call's error means, without the address, which stands beside it."""
+    if problem.errno:
+        return os.strerror(problem.errno).lower()
+    return problem.strerror or str(problem) or "closed without an answer"

@@ -11,7 +11,7 @@ from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address
 from l7lb.protocols.http.message import read_response
 from l7lb.protocols.http.syntax import SyntaxFault, find_end
-from l7lb.protocols.probing import open_server
+from l7lb.protocols.probing import explain, open_server
 
 LIMIT = 32 * 1024
 
@@ -29,7 +29,7 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     except ssl.SSLError as problem:
         raise ProbeFailed(f"TLS: {getattr(problem, 'verify_message', '') or problem.reason or problem}") from None
     except OSError as problem:
-        raise ProbeFailed(problem.strerror or str(problem)) from None
+        raise ProbeFailed(explain(problem)) from None
     except SyntaxFault as fault:
         raise ProbeFailed(f"not HTTP: {fault.reason}") from None
     if response.status >= 500 and response.status != 501:

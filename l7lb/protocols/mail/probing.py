@@ -17,7 +17,7 @@ from typing import Any
 from l7lb.core.contracts import ProbeTls
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address
-from l7lb.protocols.probing import open_server
+from l7lb.protocols.probing import explain, open_server
 
 LINE = 8192  # bytes of a line
 LINES = 200  # of one answer
@@ -199,7 +199,7 @@ async def check(
         raise ProbeFailed(f"TLS: {reason}") from None
     except OSError as problem:
         talk.forget()
-        raise ProbeFailed(problem.strerror or str(problem) or f"{talk.step}: closed") from None
+        raise ProbeFailed(explain(problem)) from None
     finally:
         talk.close()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address
-from l7lb.protocols.probing import open_server
+from l7lb.protocols.probing import explain, open_server
 
 SETTLE_SECONDS = 0.05  # a server without room accepts and closes: it is given so long to do that
 
@@ -20,7 +20,7 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
     except TimeoutError:
         raise ProbeFailed(f"no connection within {timeout:g} s") from None
     except OSError as problem:
-        raise ProbeFailed(problem.strerror or str(problem)) from None
+        raise ProbeFailed(explain(problem)) from None
     try:
         async with asyncio.timeout(min(SETTLE_SECONDS, timeout)):
             first = await reader.read(1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from l7lb.core.errors import ProbeFailed
 from l7lb.core.snapshot import Address
-from l7lb.protocols.probing import open_server
+from l7lb.protocols.probing import explain, open_server
 
 # Alerts of a server that is well, but wants a name, a version or a cipher that this client does not offer.
 WELL = ("UNRECOGNIZED_NAME", "HANDSHAKE_FAILURE", "PROTOCOL_VERSION", "MISSING_EXTENSION", "INSUFFICIENT_SECURITY")
@@ -40,7 +40,7 @@ async def probe(address: Address, settings: dict[str, Any], timeout: float) -> s
             return f"answers TLS: {reason.lower().replace('_', ' ')}"
         raise ProbeFailed(f"not TLS: {reason.lower().replace('_', ' ') or problem}") from None
     except OSError as problem:
-        raise ProbeFailed(problem.strerror or str(problem) or "closed without an answer") from None
+        raise ProbeFailed(explain(problem)) from None
     found: ssl.SSLObject = writer.get_extra_info("ssl_object")
     version = found.version() or "TLS"
     writer.transport.abort()  # what follows a handshake is none of its business

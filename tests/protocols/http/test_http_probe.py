@@ -72,5 +72,5 @@ def test_no_answer(tmp_path: Path) -> None:
 
 
 def test_no_server(tmp_path: Path) -> None:
-    with pytest.raises(ProbeFailed, match="No such file"):
+    with pytest.raises(ProbeFailed, match="no such file"):
         asyncio.run(probe(Address(path=str(tmp_path / "none")), {}, 1.0))
