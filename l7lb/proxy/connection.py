@@ -411,9 +411,15 @@ class Connection(Endpoint):
             actions = mux.output(HIGH_WATER - held, now)
             if not actions:
                 return
-            self._carry_out(actions, now)
-            if self.phase != OPEN or self.queued is None or len(self.queued) < HIGH_WATER:
-                return  # all of it, or as much as the windows allow
+            more: list[Action] | None = actions
+            while more:
+                more = self._carry_out(more, now)
+            if self.phase != OPEN:
+                return
+            if self.queued is None or len(self.queued) < HIGH_WATER:
+                if len(actions) == 1 and isinstance(actions[0], ToClient):
+                    return  # all of it, or as much as the windows allow
+                continue  # what was done to streams may have told the session something
             self.send_queued()
             if self.phase != OPEN or self.out is not None:
                 return  # the rest follows as the socket takes more

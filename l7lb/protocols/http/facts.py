@@ -197,8 +197,4 @@ def explain_facts(
         source = client_source(source, request, networks)
         if request.forwarded is not None and scheme.lower() == "http":
             scheme = client_scheme(request).decode()
-    facts = HttpFacts(listener.name, source, scheme.lower().encode(), request)
-    webmail = settings.webmail(listener)
-    if webmail is not None:
-        webmail(facts)
-    return facts
+    return HttpFacts(listener.name, source, scheme.lower().encode(), request)

@@ -1,0 +1,440 @@
+"""Mail transactions (RFC 5321 section 3.3) between a client and one or several servers.
+
+MAIL is answered here, since nobody knows yet which server gets it; the first RCPT looks for a server, which then gets
+both, so that what it has against the sender is the answer to RCPT. For each further recipient the proxy is asked where
+its mailbox is: on a server that the transaction has, or elsewhere, which is the protocol's to decide
+(:meth:`Transactions.elsewhere`).
+
+The commit rule: the client's reply to a message is the servers' reply. A server lost before the end of the message has
+not taken it; one lost behind it, before its reply, may have: both are 451, so that the client sends it again. That may
+store it twice (RFC 1047), and never loses it. A client lost inside a message has its servers reset before the end.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from l7lb.core.actions import Action, Forget, Locate
+from l7lb.core.contracts import Location, Peer
+from l7lb.core.errors import Failure
+from l7lb.core.mailbox import canonical
+from l7lb.protocols.mail import esmtp_leg
+from l7lb.protocols.mail.esmtp import Command, Fault, parse_chunk, parse_path
+from l7lb.protocols.mail.esmtp_data import END, LONE, DataScanner
+from l7lb.protocols.mail.esmtp_leg import Leg
+from l7lb.protocols.mail.esmtp_parameters import fitting, mail_parameters, rcpt_parameters
+from l7lb.protocols.mail.esmtp_replies import Reply, reply, speaks_for
+from l7lb.protocols.mail.esmtp_session import CHUNK, COMMAND, MESSAGE, WAITING, EsmtpSession
+from l7lb.protocols.mail.esmtp_shared import RECIPIENTS, EsmtpShared
+from l7lb.protocols.mail.facts import MailFacts
+
+LOST: Final = b"451 4.4.2 The connection to the server was lost, try again later"
+UNFIT: Final = b"451 4.3.5 The server can't take this now, try again later"
+
+
+class Recipient:
+    """One RCPT: its text for the server, its facts, and the server that took it."""
+
+    __slots__ = ("facts", "leg", "parameters", "path")
+
+    def __init__(self, path: bytes, parameters: dict[bytes, bytes], facts: MailFacts) -> None:
+        self.path = path
+        self.parameters = parameters
+        self.facts = facts
+        self.leg: Leg | None = None
+
+
+class Transaction:
+    """One message. ``recipients`` are those that servers have taken, in their order."""
+
+    __slots__ = ("broken", "chunked", "located", "parameters", "pending", "recipients", "sender", "utf8")
+
+    def __init__(self, sender: bytes, parameters: dict[bytes, bytes]) -> None:
+        self.sender = sender
+        self.parameters = parameters
+        self.utf8 = b"SMTPUTF8" in parameters
+        self.recipients: list[Recipient] = []
+        self.pending: Recipient | None = None  # the one that is asked about
+        self.located: list[MailFacts] = []  # claimed beside the legs' own
+        self.chunked = False  # BDAT has begun
+        self.broken: Reply | None = None  # why no more of the message is taken
+
+
+class Transactions(EsmtpSession):
+    """Adds MAIL, RCPT, DATA, BDAT and RSET; see the module's head."""
+
+    __slots__ = ("_last", "_left", "_replies", "_scanner", "transaction")
+
+    def __init__(self, shared: EsmtpShared, peer: Peer, now: float) -> None:
+        super().__init__(shared, peer, now)
+        self.transaction: Transaction | None = None
+        self._scanner = DataScanner()
+        self._left = 0  # bytes of the chunk that are to come
+        self._last = False  # it is the last
+        self._replies = 0  # that are awaited
+
+    # --- what a protocol decides ----------------------------------------------------------------------------------
+
+    def elsewhere(self, recipient: Recipient, now: float) -> None:
+        """The recipient's mailbox is on a server that the transaction does not have."""
+        raise NotImplementedError
+
+    def delivered(self, now: float) -> None:
+        """The message has ended: tell the client the servers' replies as they come, and then :meth:`over`."""
+        raise NotImplementedError
+
+    def none_accepted(self) -> bytes:
+        """The answer to a message without recipients."""
+        raise NotImplementedError
+
+    def leave_leg(self, leg: Leg, now: float) -> None:
+        """The transaction needs this server no longer."""
+        leg.quit(now)
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def idle(self) -> bool:
+        return self.transaction is None
+
+    def command(self, command: Command, now: float) -> None:
+        verb = command.verb
+        if verb == b"MAIL":
+            self.mail(command.argument, now)
+        elif verb == b"RCPT":
+            self._rcpt(command.argument, now)
+        elif verb == b"DATA":
+            self._data(command.argument, now)
+        elif verb == b"BDAT":
+            self._bdat(command.argument, now)
+        elif verb == b"RSET":
+            if command.argument:
+                raise Fault(b"501 5.5.4 RSET has no argument")
+            self.rset(now)
+        else:
+            raise Fault(b"500 5.5.1 That command is not known here")
+
+    def mail(self, argument: bytes, now: float) -> None:
+        """MAIL: begin a transaction."""
+        transaction = self.new_transaction(argument)
+        self.transaction = transaction
+        self.say(b"250 2.1.0 OK", now)
+
+    def new_transaction(self, argument: bytes) -> Transaction:
+        """The transaction that MAIL begins. Raises Fault."""
+        if not self.hello:
+            raise Fault(b"503 5.5.1 Say " + self.shared.server_hello + b" first")
+        if self.transaction is not None:
+            raise Fault(b"503 5.5.1 A transaction is in progress")
+        path, parameters = parse_path(argument, b"FROM:")
+        mail_parameters(parameters, self.offer, logged_in=self.shared.logs_in)
+        if path.utf8 and b"SMTPUTF8" not in parameters:
+            raise Fault(b"553 5.6.7 This address needs SMTPUTF8")
+        return Transaction(path.text, parameters)
+
+    def rset(self, now: float) -> None:
+        """RSET: give the transaction up."""
+        self.forget(now)
+        self.say(b"250 2.0.0 OK", now)
+
+    def forget(self, now: float) -> None:
+        transaction, self.transaction = self.transaction, None
+        if transaction is None:
+            return
+        for facts in transaction.located:
+            self.do(Forget(facts))
+        if transaction.pending is not None:
+            self.do(Forget(transaction.pending.facts))
+        for leg in list(self.legs.values()):
+            self.leave_leg(leg, now)
+
+    # --- recipients -----------------------------------------------------------------------------------------------
+
+    def _rcpt(self, argument: bytes, now: float) -> None:
+        transaction = self.transaction
+        if transaction is None:
+            raise Fault(b"503 5.5.1 Say MAIL first")
+        if transaction.chunked:
+            raise Fault(b"503 5.5.1 The message has begun")
+        path, parameters = parse_path(argument, b"TO:")
+        rcpt_parameters(parameters, self.offer)
+        if path.utf8 and not transaction.utf8:
+            raise Fault(b"553 5.6.7 This address needs SMTPUTF8")
+        if len(transaction.recipients) >= RECIPIENTS:
+            raise Fault(b"452 4.5.3 Too many recipients, send to the others separately")
+        facts = self.facts()
+        facts.user = path.mailbox
+        facts.address = facts.mailbox = canonical(path.mailbox, self.shared.addresses)
+        recipient = transaction.pending = Recipient(path.text, parameters, facts)
+        self.state = WAITING
+        self.route(recipient, now)
+
+    def route(self, recipient: Recipient, now: float) -> None:
+        """Find the server of a recipient."""
+        legs = self.live_legs()
+        if not legs:
+            self.begin_leg(recipient, now)
+        elif any(leg.facts.mailbox == recipient.facts.mailbox for leg in legs):
+            self.add(next(leg for leg in legs if leg.facts.mailbox == recipient.facts.mailbox), recipient, now)
+        else:
+            self.do(Locate(recipient.facts))
+
+    def live_legs(self) -> list[Leg]:
+        """The servers that the transaction has."""
+        return [leg for leg in self.legs.values() if leg.state == esmtp_leg.READY]
+
+    def located(self, location: Location, now: float) -> list[Action]:
+        transaction = self.transaction
+        recipient = transaction.pending if transaction is not None else None
+        if transaction is None or recipient is None or location.facts is not recipient.facts:
+            return []
+        if location.failure is not None or location.pool is None or location.server is None:
+            self.answer_rcpt(speaks_for(location.failure or Failure.NO_SERVER), recipient, now)
+            return []
+        place = (location.pool.name, location.server.name)
+        leg = next((leg for leg in self.live_legs() if leg.place == place), None)
+        if leg is None:
+            self.do(Forget(recipient.facts))
+            self.elsewhere(recipient, now)
+        else:
+            transaction.located.append(recipient.facts)
+            self.add(leg, recipient, now)
+        return []
+
+    def begin_leg(self, recipient: Recipient, now: float) -> None:
+        """The recipient's server is one that the transaction does not have yet."""
+        recipient.leg = self.open_leg(recipient.facts, False, partial(self._opened, recipient), now)
+
+    def _opened(self, recipient: Recipient, answer: Reply, now: float) -> None:
+        leg, transaction = recipient.leg, self.transaction
+        assert leg is not None
+        if transaction is None or transaction.pending is not recipient:
+            return
+        if leg.state != esmtp_leg.READY:
+            self.answer_rcpt(answer, recipient, now)
+            return
+        text = fitting(transaction.parameters, leg.offer)
+        if text is None:
+            # It can't do what was offered to the client when its capabilities were not known yet.
+            self.answer_rcpt(reply(UNFIT), recipient, now)
+            self.leave_leg(leg, now)
+            return
+        done = partial(self._sender_judged, leg, recipient)
+        leg.ask(b"MAIL FROM:" + transaction.sender + text + b"\r\n", done, now)
+        if b"PIPELINING" in leg.offer:
+            self.add(leg, recipient, now)
+
+    def _sender_judged(self, leg: Leg, recipient: Recipient, answer: Reply, now: float) -> None:
+        transaction = self.transaction
+        if transaction is None or transaction.pending is not recipient:
+            return
+        if answer.kind != 2:
+            self.answer_rcpt(answer, recipient, now)
+            leg.abort(None, now)
+        elif b"PIPELINING" not in leg.offer:
+            self.add(leg, recipient, now)
+
+    def add(self, leg: Leg, recipient: Recipient, now: float) -> None:
+        """Have a server take a recipient."""
+        text = fitting(recipient.parameters, leg.offer)
+        if text is None:
+            self.answer_rcpt(
+                reply(b"451 4.3.5 The server can't take this recipient now, try again later"), recipient, now
+            )
+            return
+        recipient.leg = leg
+        leg.ask(
+            b"RCPT TO:" + recipient.path + text + b"\r\n", lambda got, then: self.answer_rcpt(got, recipient, then), now
+        )
+
+    def answer_rcpt(self, answer: Reply, recipient: Recipient, now: float) -> None:
+        """The reply to RCPT."""
+        transaction = self.transaction
+        if transaction is None or transaction.pending is not recipient:
+            return
+        transaction.pending = None
+        if answer.kind == 2 and recipient.leg is not None:
+            recipient.leg.accepted += 1
+            transaction.recipients.append(recipient)
+        elif answer.kind == 3:
+            answer = speaks_for(Failure.SERVER_PROTOCOL)
+        self.flow.facts = recipient.facts
+        self.reply(answer)
+        self.state = COMMAND
+
+    # --- the message ----------------------------------------------------------------------------------------------
+
+    def message_legs(self) -> list[Leg]:
+        """The servers that the message goes to: those that took a recipient and are still there."""
+        return [leg for leg in self.legs.values() if leg.accepted and leg.state != esmtp_leg.GONE]
+
+    def drop(self, leg: Leg, failure: Failure | None, now: float) -> None:
+        """A server has refused the message; ``failure``: it broke the protocol."""
+        leg.abort(failure, now)
+
+    def whole(self, transaction: Transaction) -> bool:
+        """Whether enough of the recipients' servers are there for the message to be taken."""
+        return bool(self.message_legs())
+
+    def _drop_bystanders(self, now: float) -> None:
+        """Servers that took no recipient don't get the message."""
+        for leg in list(self.legs.values()):
+            if not leg.accepted and leg.state != esmtp_leg.GONE:
+                self.leave_leg(leg, now)
+
+    def _data(self, argument: bytes, now: float) -> None:
+        transaction = self.transaction
+        if argument:
+            raise Fault(b"501 5.5.4 DATA has no argument")
+        if transaction is None:
+            raise Fault(b"503 5.5.1 Say MAIL first")
+        if transaction.chunked:
+            raise Fault(b"503 5.5.1 The message has begun with BDAT")
+        if not transaction.recipients:
+            raise Fault(self.none_accepted())
+        if transaction.parameters.get(b"BODY", b"").upper() == b"BINARYMIME":
+            raise Fault(b"503 5.5.1 BINARYMIME goes with BDAT")
+        self._drop_bystanders(now)
+        if not self.whole(transaction):
+            self.say(LOST, now)
+            self.over(now)
+            return
+        self.state = WAITING
+        legs = self.message_legs()
+        self._replies = len(legs)
+        refusals: list[Reply] = []
+        for leg in legs:
+            leg.ask(b"DATA\r\n", partial(self._data_answered, leg, refusals), now)
+
+    def _data_answered(self, leg: Leg, refusals: list[Reply], answer: Reply, now: float) -> None:
+        self._replies -= 1
+        if answer.code == 354 and leg.state == esmtp_leg.READY:
+            leg.state = esmtp_leg.MESSAGE
+        else:
+            if answer.kind < 4:
+                answer = speaks_for(Failure.SERVER_PROTOCOL)
+            refusals.append(answer)
+            leg.early = answer
+            self.drop(leg, answer.lost, now)
+        if self._replies:
+            return
+        if any(one.state == esmtp_leg.MESSAGE for one in self.legs.values()):
+            self.say(b"354 End the message with a dot on a line of its own", now)
+            self._scanner = DataScanner()
+            self.state = MESSAGE
+        else:
+            self.reply(refusals[0])
+            self.over(now)
+
+    def message_bytes(self, now: float) -> None:
+        data = bytes(self.buffer)
+        self.deadline = now + self.shared.settings.command
+        if self.state == CHUNK:
+            taken = data[: self._left]
+            del self.buffer[: len(taken)]
+            self._chunk_bytes(taken, now)
+            return
+        scanner = self._scanner
+        passed, used = scanner.feed(data)
+        del self.buffer[:used]
+        if passed:
+            for leg in self.message_legs():
+                leg.send(passed)
+        if scanner.state == LONE:
+            for leg in self.message_legs():
+                leg.abort(Failure.CLIENT_PROTOCOL, now)
+            self.leave(b"521 5.5.2 A line ends in CRLF, not in LF or CR alone", Failure.CLIENT_PROTOCOL, now)
+        elif scanner.state == END:
+            self._whole_message(now)
+
+    def _whole_message(self, now: float) -> None:
+        """The servers have the end of the message: what they say now counts."""
+        for leg in self.message_legs():
+            leg.state = esmtp_leg.READY
+        self.state = WAITING
+        self.delivered(now)
+
+    # --- chunks ---------------------------------------------------------------------------------------------------
+
+    def _bdat(self, argument: bytes, now: float) -> None:
+        try:
+            size, last = parse_chunk(argument)
+        except Fault as fault:
+            # How much comes behind it is not known, and must not be taken for commands.
+            self.leave(fault.reply, Failure.CLIENT_PROTOCOL, now)
+            return
+        transaction = self.transaction
+        self._left, self._last = size, last
+        if transaction is not None and not transaction.broken and not self._cant_chunk(transaction):
+            self._drop_bystanders(now)
+            transaction.chunked = True
+            for leg in self.message_legs():
+                leg.state = esmtp_leg.MESSAGE
+                leg.send(b"BDAT %d%b\r\n" % (size, b" LAST" if last else b""))
+        self.state = CHUNK
+        if not size:
+            self._chunk_bytes(b"", now)
+
+    def _cant_chunk(self, transaction: Transaction) -> bool:
+        """Whether BDAT can't be; then the transaction is broken."""
+        if b"CHUNKING" not in self.offer:
+            transaction.broken = reply(b"502 5.5.1 BDAT is not offered here")
+        elif not transaction.recipients:
+            transaction.broken = reply(self.none_accepted())
+        elif not self.whole(transaction):
+            transaction.broken = reply(LOST)
+        elif any(b"CHUNKING" not in leg.offer for leg in self.message_legs()):
+            transaction.broken = reply(UNFIT)
+        return transaction.broken is not None
+
+    def _chunk_bytes(self, data: bytes, now: float) -> None:
+        """Some of a chunk's bytes; those that nobody wants are skipped (RFC 3030 section 2)."""
+        transaction = self.transaction
+        broken = transaction.broken if transaction is not None else reply(b"503 5.5.1 Say MAIL first")
+        self._left -= len(data)
+        if data and broken is None:
+            for leg in self.message_legs():
+                leg.send(data)
+        if self._left:
+            return
+        if broken is not None:
+            self.reply(broken)
+            self.state = COMMAND
+        elif self._last:
+            self._whole_message(now)
+        else:
+            self._await_chunk(now)
+
+    def _await_chunk(self, now: float) -> None:
+        """The servers have a chunk that is not the last: it has one reply."""
+        transaction = self.transaction
+        assert transaction is not None
+        legs = list(dict.fromkeys(one.leg for one in transaction.recipients if one.leg is not None))
+        self.state = WAITING
+        self._replies = len(legs)
+        answers: list[Reply] = []
+        for leg in legs:
+            leg.expect(partial(self._chunk_answered, leg, answers), now)
+
+    def _chunk_answered(self, leg: Leg, answers: list[Reply], answer: Reply, now: float) -> None:
+        transaction = self.transaction
+        self._replies -= 1
+        if transaction is None:
+            return
+        if answer.kind != 2:
+            answer = answer if answer.kind >= 4 else speaks_for(Failure.SERVER_PROTOCOL)
+            leg.early = answer
+            self.drop(leg, answer.lost, now)
+        answers.append(answer)
+        if self._replies:
+            return
+        good = [one for one in answers if one.kind == 2]
+        if not good or not self.whole(transaction):
+            transaction.broken = next(one for one in answers if one.kind != 2)
+        self.reply(transaction.broken or good[0])
+        self.state = COMMAND
+
+    def over(self, now: float) -> None:
+        """The message has been answered."""
+        self.state = COMMAND
+        self.forget(now)
