@@ -452,6 +452,9 @@ def weight(server: str, weight: str, admin: Path | None, config: Path | None) ->
 @click.option("--max-connections", type=click.IntRange(0), default=0, help="Of the whole node. [default: no limit]")
 @click.option("--backup", is_flag=True, help="Use it only when no other server is open.")
 @click.option("--send-proxy", type=click.Choice(["v1", "v2"]), help="Begin its connections with a PROXY header.")
+@click.option(
+    "--port", "ports", multiple=True, metavar="PROTOCOL=PORT", help="One of several ports; then ADDRESS is HOST."
+)
 @admin_options
 def add_server(
     pool: str,
@@ -461,6 +464,7 @@ def add_server(
     max_connections: int,
     backup: bool,
     send_proxy: str | None,
+    ports: tuple[str, ...],
     admin: Path | None,
     config: Path | None,
 ) -> None:
@@ -468,6 +472,12 @@ def add_server(
 
     ADDRESS is HOST:PORT or unix:PATH. Without one a server that was removed is brought back.
     """
+    by_protocol: dict[str, int] = {}
+    for word in ports:
+        protocol, _, number = word.partition("=")
+        if not number.isascii() or not number.isdigit():
+            raise click.BadParameter(f"{word!r} is not PROTOCOL=PORT, such as imap4=143", param_hint="--port")
+        by_protocol[protocol] = int(number[:6])
     node = client(admin, config)
     answer = node.post(
         "add-server",
@@ -478,6 +488,7 @@ def add_server(
         max_connections=max_connections,
         backup=backup,
         send_proxy=send_proxy or "",
+        ports=by_protocol,
     )
     click.echo(answer["done"])
 

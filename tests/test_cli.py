@@ -176,6 +176,9 @@ def test_the_verbs(node: Node) -> None:
     added = node.good("add-server", "web", "web9", "10.0.0.9:80", *words)
     assert added == "web/web9 is added at 10.0.0.9:80\n"
     assert node.good("remove-server", "web9").startswith("web/web9 is removed")
+    added = node.good("add-server", "web", "mx9", "10.0.0.9", "--port", "imap4=143", "--port", "pop3=110")
+    assert added == "web/mx9 is added at 10.0.0.9:143\n"
+    assert node.good("remove-server", "mx9").startswith("web/mx9 is removed")
     node.good("remove-server", "web2")
     assert node.good("add-server", "web", "web2") == "web/web2 is back as it is configured\n"
 
@@ -338,6 +341,7 @@ def test_schema_is_json(tmp_path: Path) -> None:
         ["explain", "http", "GET", "/", "-H", "nothing"],
         ["completion", "csh"],
         ["add-server", "web", "web9", "10.0.0.1:80", "--weight", "70000"],
+        ["add-server", "web", "web9", "10.0.0.1", "--port", "imap4"],
     ],
 )
 def test_a_command_that_cannot_be_understood_exits_2(words: list[str]) -> None:

@@ -6,7 +6,7 @@
     POST /v1/drain|undrain|disable|enable    {"server": "[POOL/]SERVER"}
     POST /v1/weight                          {"server": "[POOL/]SERVER", "weight": N or null for the configuration's}
     POST /v1/add-server                      {"pool", "name", "address", "weight", "max_connections", "backup",
-                                              "send_proxy"}
+                                              "send_proxy", "ports"}
     POST /v1/remove-server                   {"server": "[POOL/]SERVER"}
     GET  /v1/tables                          GET  /v1/table?table=NAME&key=KEY&server=NAME&limit=N
     GET  /v1/limits?limit=N                  GET  /v1/directory?address=ADDRESS&directory=NAME (repeatable)
@@ -33,7 +33,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from l7lb.config.addresses import parse_server, resolve
+from l7lb.config.addresses import parse_host, parse_server, resolve
 from l7lb.control.directories import NodeDirectories
 from l7lb.control.explaining import Question, explain_rules, explain_server
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
@@ -71,7 +71,7 @@ class NewWeight(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewServer(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``add-server`` takes; no address brings a removed server back."""
+    """What ``add-server`` takes; no address brings a removed server back. With ``ports`` the address is a host."""
 
     pool: str
     name: str
@@ -80,6 +80,7 @@ class NewServer(msgspec.Struct, forbid_unknown_fields=True):
     max_connections: int = 0
     backup: bool = False
     send_proxy: str = ""
+    ports: dict[str, int] = {}
 
 
 class Deletion(msgspec.Struct, forbid_unknown_fields=True):
@@ -229,8 +230,13 @@ def new_server(asked: NewServer, base: Path) -> Server:
         raise Refused("a weight is from 0 to 65535, max_connections from 0 (no limit) to 1000000000")
     if asked.send_proxy not in ("", *VERSIONS):
         raise Refused(f"{asked.send_proxy!r} is no version of the PROXY protocol: v1 or v2")
+    if any(not protocol or not 0 < port < 65_536 for protocol, port in asked.ports.items()):
+        raise Refused("ports are from 1 to 65535, each of a protocol")
     try:
-        address = resolve(parse_server(asked.address), base) if asked.address else Address()
+        if asked.ports:
+            address = Address(host=parse_host(asked.address), port=next(iter(asked.ports.values())))
+        else:
+            address = resolve(parse_server(asked.address), base) if asked.address else Address()
     except ValueError as error:
         raise Refused(str(error)) from None
     return Server(
@@ -240,6 +246,7 @@ def new_server(asked: NewServer, base: Path) -> Server:
         max_connections=asked.max_connections,
         backup=asked.backup,
         send_proxy=asked.send_proxy,
+        ports=asked.ports,
     )
 
 

@@ -52,6 +52,7 @@ class ServerRow(msgspec.Struct, kw_only=True):
     healthy: bool = True
     checked: bool = False
     ejected: bool = False
+    ports: dict[str, int] = {}
     protocols: dict[str, ProtocolRow] = {}
 
 
@@ -114,7 +115,9 @@ class Operator:
         self._room()
         added = overrides.added.setdefault(pool.name, [])
         added.append(msgspec.structs.replace(server, slot=0, origin="", state="enabled"))
-        return self._tried(f"{label} is added at {server.address}", added.pop)
+        plain = server.tls is None and any(other.tls is not None for other in declared(pool, overrides))
+        note = "; it is spoken to without TLS, unlike others of the pool" if plain else ""
+        return self._tried(f"{label} is added at {server.address}{note}", added.pop)
 
     def remove_server(self, target: str) -> str:
         """Take a server out of its pool; sessions in progress go on until they end."""
@@ -265,6 +268,7 @@ class Operator:
             why=why,
             backup=server.backup,
             max_connections=server.max_connections,
+            ports=server.ports,
         )
 
     # --- inside ---------------------------------------------------------------------------------------------------

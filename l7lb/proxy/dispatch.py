@@ -294,7 +294,7 @@ class Dispatcher:
     def secure(self, connection: Connection, now: float) -> None:
         """The session's server has agreed to TLS: begin the handshake. Until it is done the server is not read."""
         ticket, upstream = connection.ticket, connection.upstream
-        if ticket is None or upstream is None or upstream.tls is not None or ticket.server.dialer is None:
+        if ticket is None or upstream is None or upstream.tls is not None or not ticket.server_tls:
             raise RuntimeError("StartServerTls without a server that could be asked")
         upstream.send_queued()
         connection.upstream = None
@@ -302,7 +302,9 @@ class Dispatcher:
         upstream.ticket = ticket
         ticket.phase = SECURING
         ticket.deadline = now + ticket.pool.config.timeouts.connect
-        if upstream.out is not None or upstream.broken:
+        if ticket.server.dialer is None:
+            self.handshake_ended(ticket, "its configuration no longer has TLS")
+        elif upstream.out is not None or upstream.broken:
             self.handshake_ended(ticket, "it agreed to TLS before it was asked")
         else:
             upstream.start_tls(ticket)

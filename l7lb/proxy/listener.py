@@ -143,8 +143,12 @@ class ListenerState:
 
     def secure(self, connection: Connection, now: float) -> None:
         """A client's connection goes over to TLS, as its session asks for."""
-        if self.upgrade is None or connection.tls is not None:
-            raise RuntimeError("StartTls where the listener does not offer it")
+        if connection.tls is not None:
+            raise RuntimeError("StartTls where TLS is there already")
+        if self.upgrade is None:
+            log.warning("listener %s no longer has the TLS that it offered to %s", self.name, connection.client)
+            connection.close()
+            return
         Upgrade(connection, now, self.upgrade).begin()
 
     def dismiss(self, connection: Connection, why: str, now: float) -> None:

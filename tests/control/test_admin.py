@@ -133,6 +133,9 @@ async def test_a_server_is_added_and_removed(node: Node) -> None:
     rows = {row["name"]: row for row in await node.get("servers", pool="api")}
     assert (rows["api9"]["address"], rows["api9"]["weight"], rows["api9"]["max_connections"]) == ("[::1]:80", 3, 7)
     assert rows["sock"]["address"] == f"unix:{node.client.path.parent}/run/x.sock"
+    await node.post("add-server", pool="api", name="mx3", address="10.0.0.3", ports={"imap4": 143, "pop3": 110})
+    found = next(row for row in await node.get("servers", pool="api") if row["name"] == "mx3")
+    assert (found["address"], found["ports"]) == ("10.0.0.3:143", {"imap4": 143, "pop3": 110})
     await node.post("remove-server", server="api/api9")
     assert "api9" not in {row["name"] for row in await node.get("servers")}
 
@@ -154,6 +157,13 @@ async def test_a_server_is_added_and_removed(node: Node) -> None:
         ("add-server", {"pool": "web", "name": "a@b", "address": "10.0.0.1:80"}, "'a@b' is not a server's name"),
         ("add-server", {"pool": "web", "name": "", "address": "10.0.0.1:80"}, "'' is not a server's name"),
         ("add-server", {"pool": "web", "name": "w9", "address": "h:80", "weight": -1}, "a weight is from 0"),
+        (
+            "add-server",
+            {"pool": "web", "name": "w9", "address": "h", "ports": {"imap4": 0}},
+            "ports are from 1 to 65535",
+        ),
+        ("add-server", {"pool": "web", "name": "w9", "address": "h:80", "ports": {"imap4": 1}}, "is not an IP address"),
+        ("add-server", {"pool": "web", "name": "w9", "ports": {"imap4": 1}}, "the host is missing"),
         ("dance", {}, "404: Not Found"),
     ],
 )

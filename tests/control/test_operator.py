@@ -12,7 +12,7 @@ from l7lb.control.effective import Answer
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator, Refused
 from l7lb.core.errors import UnknownName
-from l7lb.core.snapshot import Address, Health, Outliers, Server
+from l7lb.core.snapshot import Address, Health, Outliers, Server, ServerTls
 
 Make = Callable[..., Any]
 WALL = "2026-01-01T00:00:00Z"
@@ -268,3 +268,10 @@ def test_rows_are_in_the_pools_order(operator: Operator) -> None:
         "api/named",
     ]
     assert msgspec.to_builtins(operator.rows()[0])["state"] == "up"
+
+
+def test_who_adds_a_server_is_told_that_it_lacks_the_others_tls(make_pool: Make, make_snapshot: Make) -> None:
+    server = Server(name="web1", address=Address(host="10.0.0.1", port=443), tls=ServerTls(server_name="web1"))
+    operator = Operator(NodeState(make_snapshot(make_pool("web", server))))
+    added = operator.add_server("web", Server(name="web2", address=Address(host="10.0.0.2", port=443)))
+    assert added.startswith("web/web2 is added at 10.0.0.2:443; it is spoken to without TLS, unlike others of the pool")

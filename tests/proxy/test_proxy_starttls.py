@@ -389,6 +389,39 @@ def test_servers_learn_the_client_by_a_proxy_header_where_the_pool_says_so(
     run(scene())
 
 
+def test_a_reload_that_takes_tls_away_in_between(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing goes on in the clear that was promised to be encrypted, on either side."""
+
+    async def scene() -> None:
+        made = snapshot(tmp_path, "starttls")
+        async with Node(made, protocols=PROTOCOLS, server_tls=True) as one:
+            first = await begun(one)
+            client, server = await to_server(one)
+            await server.send(b"welcome\r\n")
+            await server.until(b"STARTTLS\r\n")
+            replace = msgspec.structs.replace
+            servers = tuple(replace(each, tls=None) for each in made.pools[0].servers)
+            await one.reload(
+                replace(
+                    made,
+                    listeners=(replace(made.listeners[0], tls=None),),
+                    pools=(replace(made.pools[0], servers=servers),),
+                )
+            )
+            await server.send(b"ok\r\n")
+            assert await client.rest() == b"connect-tls\r\n"
+            await first.send(b"STARTTLS\r\n")
+            assert b"go" not in (await first.rest()).replace(b"go\r\n", b"")
+            assert EVENTS == ["connect-tls"]
+            server.close()
+            await over(one)
+
+    run(scene())
+    assert "its configuration no longer has TLS" in caplog.text
+    assert "no longer has the TLS that it offered" in caplog.text
+    assert "fault" not in caplog.text
+
+
 # --- one protocol of a server is down -----------------------------------------------------------------------------
 
 
