@@ -10,6 +10,7 @@ import pytest
 
 # The process helper of the supervisor's tests serves the scenarios too.
 sys.path.append(str(Path(__file__).parent.parent / "control"))
+sys.path.append(str(Path(__file__).parent.parent / "routing" / "directory"))  # slapd's
 
 from scenario_node import Nginx, find
 

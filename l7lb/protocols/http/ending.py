@@ -14,6 +14,7 @@ from l7lb.core.actions import Action, Close, Finished, NeedServer, Release, ToCl
 from l7lb.core.contracts import Multiplexer, Peer, Session
 from l7lb.core.dates import Dates
 from l7lb.core.errors import Failure, Owner
+from l7lb.core.facts import Facts
 from l7lb.protocols.http.answers import STATUS, refusal
 from l7lb.protocols.http.facts import Networks, trusted
 from l7lb.protocols.http.forward import Origin, named, new_request_id
@@ -34,10 +35,17 @@ MAX_TRUST: Final = 4096
 class Shared:
     """What all connections of one listener have in common, for one snapshot."""
 
-    def __init__(self, name: str, settings: HttpSettings, dates: Dates | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: HttpSettings,
+        dates: Dates | None = None,
+        webmail: Callable[[Facts], None] | None = None,
+    ) -> None:
         self.name = name
         self.dates = dates or Dates()
         self.settings = settings
+        self.webmail = webmail  # finds the mailbox that a request is about
         # What every request asks for is kept at hand; the times are in seconds.
         self.header_bytes = settings.header_bytes
         self.headers = settings.headers

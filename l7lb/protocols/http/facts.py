@@ -197,4 +197,8 @@ def explain_facts(
         source = client_source(source, request, networks)
         if request.forwarded is not None and scheme.lower() == "http":
             scheme = client_scheme(request).decode()
-    return HttpFacts(listener.name, source, scheme.lower().encode(), request)
+    facts = HttpFacts(listener.name, source, scheme.lower().encode(), request)
+    webmail = settings.webmail(listener)
+    if webmail is not None:
+        webmail(facts)
+    return facts

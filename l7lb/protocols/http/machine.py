@@ -322,6 +322,8 @@ class HttpMachine(HttpAnswering):
         if self.trust:
             believe_identity(request)
         facts = HttpFacts(shared.name, source, scheme, request)
+        if shared.webmail is not None:
+            shared.webmail(facts)
         exchange = self.exchange = Exchange(request, facts, self.began, now, size)
         if request.length:
             exchange.body_done = False

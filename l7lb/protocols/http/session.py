@@ -140,6 +140,8 @@ class Exchange(Recorded):
             user_agent=_text(next(iter(request.values(b"user-agent")), b"")),
             referer=_text(next(iter(request.values(b"referer")), b"")),
         )
+        if self.facts.mailbox:
+            record.mailbox = self.facts.mailbox[:MAX_TEXT].decode("utf-8", "backslashreplace")
         record.went(self.choice, assignment)
         if assignment is not None:
             record.response_ms = _milliseconds(self.sent_at, self.response_at)

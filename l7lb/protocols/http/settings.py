@@ -7,6 +7,7 @@ import ipaddress
 import msgspec
 
 from l7lb.core.snapshot import Listener
+from l7lb.protocols.http.webmail import MailboxPlace, Webmail
 
 # The fields that tell of a request's way, in lower case: what a listener adds unless it is told otherwise.
 FORWARDING = (
@@ -47,7 +48,7 @@ class Http2Settings(msgspec.Struct, frozen=True):
 
 class HttpSettings(msgspec.Struct, frozen=True):
     """An HTTP listener's settings. ``upgrades`` is ``any``, ``none`` or a list of names in lower case, ``send`` those
-    of FORWARDING that l7lb adds.
+    of FORWARDING that l7lb adds. ``mailbox`` says where requests name one.
     """
 
     trust: tuple[str, ...] = ()
@@ -59,11 +60,16 @@ class HttpSettings(msgspec.Struct, frozen=True):
     upgrades: str | tuple[str, ...] = "any"
     pipeline_bytes: int = 64 * 1024
     http2: Http2Settings = Http2Settings()
+    mailbox: MailboxPlace | None = None
 
     @classmethod
     def of(cls, listener: Listener) -> HttpSettings:
         """The settings of a compiled listener; raises msgspec.ValidationError."""
         return msgspec.convert(listener.settings, cls)
+
+    def webmail(self, listener: Listener) -> Webmail | None:
+        """What finds a request's mailbox, by the listener's rules for addresses."""
+        return Webmail(self.mailbox, listener.addresses) if self.mailbox is not None else None
 
     def networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         """The trusted networks, parsed."""

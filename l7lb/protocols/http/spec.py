@@ -12,7 +12,8 @@ from l7lb.protocols.http.settings import HttpSettings
 
 def sessions(listener: Listener) -> SessionFactory:
     """The session factory of an HTTP listener; raises msgspec.ValidationError for settings that don't fit."""
-    return Sessions(Shared(listener.name, HttpSettings.of(listener), DATES))
+    settings = HttpSettings.of(listener)
+    return Sessions(Shared(listener.name, settings, DATES, settings.webmail(listener)))
 
 
 SPEC = ProtocolSpec(name="http", sessions=sessions, probe="l7lb.protocols.http.probe:probe")

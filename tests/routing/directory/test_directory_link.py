@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 from directory_helpers import Scripted, ask, file_directory, found, linked, serving, until
 
 from l7lb.core.directory import Answer, Question
@@ -22,7 +23,19 @@ from l7lb.routing.directory.link import DirectoryLink
 from l7lb.routing.directory.messages import Ask, Frames, Told, Use, frame
 from l7lb.routing.directory.process import Service
 
-pytestmark = pytest.mark.asyncio
+
+def test_links_and_processes_work_on_uvloop(tmp_path: Path) -> None:
+    users = tmp_path / "users.txt"
+    users.write_text("anna@example.com mx1\n")
+
+    async def work() -> None:
+        path = tmp_path / "directories.sock"
+        async with serving(path), linked(path, file_directory(users)) as link:
+            assert (await ask(link, b"anna@example.com")).status == "found"
+            assert (await ask(link, b"nobody@example.com")).status == "missing"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work())
 
 
 @pytest.fixture
@@ -60,6 +73,7 @@ def start(socket_path: Path) -> Iterator[Start]:
         process.wait()
 
 
+@pytest.mark.asyncio
 async def test_an_answer_has_the_entry_and_the_policies_of_who_gave_it(socket_path: Path, users: Path) -> None:
     people = file_directory(users, missing="pool", unknown_server="pool", server_down="refuse")
     legacy = file_directory(users, "legacy", missing="refuse", unknown_server="refuse", server_down="pool")
@@ -74,6 +88,7 @@ async def test_an_answer_has_the_entry_and_the_policies_of_who_gave_it(socket_pa
         assert (answer.missing, answer.unknown_server, answer.server_down) == ("refuse", "refuse", "pool")
 
 
+@pytest.mark.asyncio
 async def test_the_answer_never_comes_inside_the_question(socket_path: Path, users: Path) -> None:
     async with serving(socket_path), linked(socket_path, file_directory(users)) as link:
         for names in [("people",), ("strangers",), ()]:
@@ -84,6 +99,7 @@ async def test_the_answer_never_comes_inside_the_question(socket_path: Path, use
             assert answers[0].status == ("found" if names == ("people",) else "failed")
 
 
+@pytest.mark.asyncio
 async def test_a_question_that_is_taken_back_has_no_answer(socket_path: Path) -> None:
     source = Scripted()
     source.gate.clear()
@@ -101,6 +117,7 @@ async def test_a_question_that_is_taken_back_has_no_answer(socket_path: Path) ->
         assert answers == []
 
 
+@pytest.mark.asyncio
 async def test_a_question_waits_for_a_process_that_is_not_there_yet(
     socket_path: Path, users: Path, start: Start
 ) -> None:
@@ -111,6 +128,7 @@ async def test_a_question_waits_for_a_process_that_is_not_there_yet(
         assert (await asked).status == "found"
 
 
+@pytest.mark.asyncio
 async def test_a_process_that_dies_is_asked_again_when_it_is_back(
     socket_path: Path, users: Path, start: Start, tmp_path: Path
 ) -> None:
@@ -133,6 +151,7 @@ async def test_a_process_that_dies_is_asked_again_when_it_is_back(
         assert answer.entry.server == "mx9"
 
 
+@pytest.mark.asyncio
 async def test_a_process_that_hangs_fails_the_question_in_time(
     socket_path: Path, users: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +171,7 @@ async def test_a_process_that_hangs_fails_the_question_in_time(
         assert (await ask(link, b"anna@example.com")).status == "found"
 
 
+@pytest.mark.asyncio
 async def test_without_a_process_a_question_fails_in_time(
     socket_path: Path, users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +182,7 @@ async def test_without_a_process_a_question_fails_in_time(
         assert (answer.status, answer.why) == ("failed", "the directory process is not there")
 
 
+@pytest.mark.asyncio
 async def test_a_successor_takes_the_socket_and_the_predecessor_answers_until_it_is_left(
     socket_path: Path, users: Path, start: Start
 ) -> None:
@@ -184,6 +205,7 @@ async def test_a_successor_takes_the_socket_and_the_predecessor_answers_until_it
         assert not socket_path.exists()
 
 
+@pytest.mark.asyncio
 async def test_a_reload_changes_the_directories(socket_path: Path, users: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("anna@example.com mx7\n")
@@ -204,6 +226,7 @@ async def test_a_reload_changes_the_directories(socket_path: Path, users: Path, 
         assert process.service._open == {}
 
 
+@pytest.mark.asyncio
 async def test_only_the_asker_knows_policies_so_changing_them_forgets_nothing(socket_path: Path) -> None:
     source = Scripted()
     source.answers[b"a@b"] = found()
@@ -215,6 +238,7 @@ async def test_only_the_asker_knows_policies_so_changing_them_forgets_nothing(so
         assert source.asked == [b"a@b"]
 
 
+@pytest.mark.asyncio
 async def test_a_directory_that_cannot_be_opened_fails_and_leaves_the_others(socket_path: Path, users: Path) -> None:
     broken = msgspec.structs.replace(
         file_directory(users, "broken"),
@@ -227,6 +251,7 @@ async def test_a_directory_that_cannot_be_opened_fails_and_leaves_the_others(soc
         assert (await ask(link, b"anna@example.com")).status == "found"
 
 
+@pytest.mark.asyncio
 async def test_a_fault_in_what_follows_an_answer_ends_no_other(
     socket_path: Path, users: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +264,7 @@ async def test_a_fault_in_what_follows_an_answer_ends_no_other(
     assert "a fault in what an answer" in caplog.text
 
 
+@pytest.mark.asyncio
 async def test_who_speaks_nonsense_is_left(socket_path: Path, users: Path) -> None:
     async with serving(socket_path) as process, linked(socket_path, file_directory(users)) as link:
         await until(lambda: link.connected)
@@ -256,6 +282,7 @@ async def test_who_speaks_nonsense_is_left(socket_path: Path, users: Path) -> No
         assert (await ask(link, b"anna@example.com")).status == "found"
 
 
+@pytest.mark.asyncio
 async def test_any_split_of_the_bytes_gives_the_same_messages() -> None:
     sent = [Told(1, "found", "people", entry=(b"m", "s", b"", b"", b"", b"")), Told(2, "missing"), Told(3, "failed")]
     data = b"".join(frame(one) for one in sent)
@@ -268,6 +295,7 @@ async def test_any_split_of_the_bytes_gives_the_same_messages() -> None:
     assert len(got) == len(sent)
 
 
+@pytest.mark.asyncio
 async def test_no_password_is_shown() -> None:
     question = Question(b"a@b")
     question.password = b"secret"
@@ -278,6 +306,7 @@ async def test_no_password_is_shown() -> None:
     assert all(getattr(asked, name) == getattr(question, name) for name in Question.__slots__)
 
 
+@pytest.mark.asyncio
 async def test_too_many_questions_are_refused_and_not_kept(
     socket_path: Path, users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +322,7 @@ async def test_too_many_questions_are_refused_and_not_kept(
     assert link._waiting == {}
 
 
+@pytest.mark.asyncio
 async def test_directories_that_nobody_configured_start_nothing(socket_path: Path) -> None:
     directories: tuple[Directory, ...] = ()
     async with serving(socket_path) as process, linked(socket_path, *directories) as link:
