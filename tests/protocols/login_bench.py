@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from l7lb.core.actions import (
@@ -28,6 +29,7 @@ from l7lb.protocols.mail.facts import MailFacts
 from l7lb.protocols.mail.login import LoginSession
 
 Step = tuple[Any, ...]
+NUMBERS = count(1)  # no two listeners have one name, so that none knows what another has learned
 
 
 class Bench:
@@ -38,7 +40,7 @@ class Bench:
     def __init__(self, spec: ProtocolSpec, tls: str = "", pool: dict[str, Any] | None = None, **settings: Any) -> None:
         self.spec = spec
         listener = Listener(
-            name="in",
+            name=f"in{next(NUMBERS)}",
             protocol=spec.name,
             bind=(Address("127.0.0.1", 0),),
             routes=(),

@@ -224,6 +224,8 @@ class ImapDialogue(Dialogue):
         if said.word == b"NO":
             if said.code in REFUSALS:
                 return self.refuse()
+            if said.code == b"INUSE":
+                return self.postpone()
             return self.fail(Failure.SESSION_LIMIT if said.code == b"LIMIT" else Failure.SERVER_ERROR)
         if said.word != b"OK" or self._pending:
             return self.fail(Failure.SERVER_PROTOCOL)

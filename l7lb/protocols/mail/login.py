@@ -339,7 +339,8 @@ class LoginSession(MailSession):
         actions: list[Action] = []
         refused = permanent(failure)
         if self.state in (ROUTING, DIALOGUE, SECURED):
-            blame = failure if failure.owner is Owner.SERVER and self.assignment is not None else None
+            blamed = self.assignment is not None and (self.dialogue is None or self.dialogue.blamed)
+            blame = failure if failure.owner is Owner.SERVER and blamed else None
             actions.append(Release(False, blame))
         self.assignment = None
         if refused:

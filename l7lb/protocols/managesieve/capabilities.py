@@ -7,6 +7,7 @@ common Sieve extensions stand for them; a listener may say what stands there ins
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 from l7lb.protocols.managesieve.syntax import string
 
@@ -20,12 +21,14 @@ COMMON = {
 LISTS = (b"SIEVE", b"NOTIFY")  # those whose value is a list, of which all servers have what all lists have
 OWN = (b"IMPLEMENTATION", b"SASL", b"STARTTLS", b"OWNER", b"XCLIENT", b"UNAUTHENTICATE")  # never a server's to tell
 EOL = b"\r\n"
+# By listener and what is fixed: a reload makes another listener of the same name, and what was learned stays known.
+KNOWN: WeakValueDictionary[tuple[str, tuple[str, ...]], Capabilities] = WeakValueDictionary()
 
 
 class Capabilities:
     """Those of all servers together. ``fixed`` are the listener's own, each ``NAME`` or ``NAME value``."""
 
-    __slots__ = ("_common", "_fixed", "_servers")
+    __slots__ = ("__weakref__", "_common", "_fixed", "_servers")
 
     def __init__(self, fixed: Sequence[str] = ()) -> None:
         self._fixed: dict[bytes, bytes] = {}
@@ -34,6 +37,14 @@ class Capabilities:
             self._fixed[name.upper()] = value
         self._servers: dict[str, tuple[dict[bytes, bytes], float]] = {}
         self._common: dict[bytes, bytes] = COMMON | self._fixed
+
+    @classmethod
+    def of(cls, listener: str, fixed: tuple[str, ...]) -> Capabilities:
+        """Those that this listener's sessions have in common, before and behind a reload."""
+        found = KNOWN.get((listener, fixed))
+        if found is None:
+            found = KNOWN[listener, fixed] = cls(fixed)
+        return found
 
     def learn(self, server: str, told: dict[bytes, bytes], now: float) -> None:
         """This server told these when it was logged in to."""

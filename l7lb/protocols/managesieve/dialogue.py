@@ -22,7 +22,7 @@ from l7lb.core.errors import Failure
 from l7lb.protocols.mail.credentials import Credentials
 from l7lb.protocols.mail.dialogue import ACCEPTED, GOES_ON, Dialogue
 from l7lb.protocols.mail.dialogue import TLS as WANTS_TLS
-from l7lb.protocols.mail.sasl import ERROR_SEEN, encoded
+from l7lb.protocols.mail.sasl import ERROR_SEEN, TOKENS, encoded
 from l7lb.protocols.managesieve.syntax import Atom, Malformed, Reader, Result, result, string
 
 GREETING: Final = 0
@@ -128,7 +128,8 @@ class SieveDialogue(Dialogue):
     def _login(self) -> bytes:
         name = self._mechanism.upper().encode()
         if name not in self.capabilities.get(b"SASL", b"").upper().split():
-            return self.fail(Failure.SERVER_PROTOCOL)
+            # The client has chosen the token's mechanism, the operator that passwords may come.
+            return self.refuse() if self._mechanism in TOKENS else self.fail(Failure.SERVER_PROTOCOL)
         self._state = PROOF
         return b'AUTHENTICATE "%b" %b' % (name, string(self._response, marked=True)) + EOL
 
@@ -145,4 +146,6 @@ class SieveDialogue(Dialogue):
             self._state, self.outcome = OVER, ACCEPTED
             return b""
         self._state = OVER
-        return self.refuse() if found.word == b"NO" and found.code in REFUSALS else self.fail(Failure.SERVER_ERROR)
+        if found.word == b"NO" and found.code in REFUSALS:
+            return self.refuse()
+        return self.postpone() if found.code == b"REFERRAL" else self.fail(Failure.SERVER_ERROR)

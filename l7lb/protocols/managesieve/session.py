@@ -50,7 +50,7 @@ class SieveShared(MailShared):
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
-        self.capabilities = Capabilities(self.settings.capabilities)
+        self.capabilities = Capabilities.of(listener.name, self.settings.capabilities)
 
 
 class SieveSession(LoginSession):

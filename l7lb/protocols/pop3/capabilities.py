@@ -7,6 +7,7 @@ listener may say what stands there instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 ASK_EVERY = 600.0  # seconds; a login then has one more question for its server
 REMEMBERED = 3 * ASK_EVERY
@@ -16,17 +17,27 @@ USUAL = (b"TOP", b"UIDL", b"RESP-CODES", b"PIPELINING", b"AUTH-RESP-CODE")
 # l7lb itself would have to keep what they promise.
 PASSED = frozenset((*USUAL, b"EXPIRE", b"LOGIN-DELAY"))
 EOL = b"\r\n"
+# By listener and what is fixed: a reload makes another listener of the same name, and what was learned stays known.
+KNOWN: WeakValueDictionary[tuple[str, tuple[str, ...]], Capabilities] = WeakValueDictionary()
 
 
 class Capabilities:
     """Those of all servers together. ``fixed`` are the listener's own lines: they stand for what servers tell."""
 
-    __slots__ = ("_common", "_fixed", "_servers")
+    __slots__ = ("__weakref__", "_common", "_fixed", "_servers")
 
     def __init__(self, fixed: Sequence[str] = ()) -> None:
         self._fixed = tuple(line.encode() for line in fixed)
         self._servers: dict[str, tuple[tuple[bytes, ...], float]] = {}
         self._common = self._fixed or USUAL
+
+    @classmethod
+    def of(cls, listener: str, fixed: tuple[str, ...]) -> Capabilities:
+        """Those that this listener's sessions have in common, before and behind a reload."""
+        found = KNOWN.get((listener, fixed))
+        if found is None:
+            found = KNOWN[listener, fixed] = cls(fixed)
+        return found
 
     def wanted(self, server: str, now: float) -> bool:
         """Whether this server is to be asked."""

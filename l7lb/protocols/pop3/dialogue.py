@@ -169,7 +169,9 @@ class Pop3Dialogue(Dialogue):
         if not found.ok:
             self.code = found.code
             self._state = OVER
-            return self.refuse() if found.code in REFUSALS else self.fail(Failure.SERVER_ERROR)
+            if found.code in REFUSALS:
+                return self.refuse()
+            return self.fail(Failure.SERVER_ERROR) if found.code == b"SYS/TEMP" else self.postpone()
         if found.more:
             state, self._state = self._state, PROOF
             if state == AUTH:

@@ -51,7 +51,7 @@ class Pop3Shared(MailShared):
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
-        self.capabilities = Capabilities(self.settings.capabilities)
+        self.capabilities = Capabilities.of(listener.name, self.settings.capabilities)
 
 
 class Pop3Session(LoginSession):

@@ -54,6 +54,12 @@ def test_the_listeners_own_stand_for_what_servers_tell() -> None:
     assert told(capabilities)[b"NOTIFY"] == b"mailto"
 
 
+def test_a_reload_forgets_nothing() -> None:
+    before = Capabilities.of("reloaded", ())
+    assert Capabilities.of("reloaded", ()) is before
+    assert Capabilities.of("reloaded", ("SIEVE fileinto",)) is not before
+
+
 def test_servers_are_bounded() -> None:
     capabilities = Capabilities()
     for number in range(SERVERS):

@@ -111,6 +111,12 @@ def test_a_server_without_tls_or_without_the_mechanism() -> None:
         assert (dialogue.outcome, dialogue.failure) == PROTOCOL
 
 
+def test_a_client_can_not_have_a_server_blamed_by_its_choice_of_mechanism() -> None:
+    dialogue = made(mechanism="oauthbearer")
+    assert talk(dialogue, b'"SASL" "PLAIN"\r\nOK\r\n') == b""
+    assert (dialogue.outcome, dialogue.failure) == REFUSED
+
+
 def test_a_greeting_without_end() -> None:
     dialogue = made()
     talk(dialogue, b"".join(b'"X%d"\r\n' % number for number in range(65)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -288,7 +289,10 @@ def logging_in(**options: Any) -> Bench:
 )
 def test_a_servers_refusal_in_our_own_words(reply: bytes, answer: str) -> None:
     made = logging_in().server(reply + b"\r\n")
-    assert made.seen()[-1] == "C: " + answer
+    did = made.seen()
+    assert did[-1] == "C: " + answer
+    own = answer == AUTH_FAILED or b"REFERRAL" in reply  # of the client or its mailbox, and no fault of the server
+    assert did[0] == ("release" if own else "release server-protocol" if reply[:1] == b"*" else "release server-error")
     assert made.session.state == COMMANDS
 
 
@@ -502,3 +506,20 @@ def test_any_conversation(steps: list[Step], tls: bool) -> None:
         made.run(step)
     assert len(made.finished) == (made.session.state == CLOSED)
     assert made.did.count("close") + made.did.count("abort") == (made.session.state == CLOSED)
+
+
+@given(
+    st.lists(st.builds(bytes.__add__, WORDS, EOLS), max_size=12),
+    st.lists(st.integers(1, 300), max_size=6),
+    st.booleans(),
+)
+def test_any_commands_at_any_split(commands: list[bytes], cuts: list[int], trusted: bool) -> None:
+    data = b"".join(commands)
+    options = {"trusted": ["192.0.2.1"]} if trusted else {}
+    whole = Bench(SPEC, **options).client(data).seen()
+    again = Bench(SPEC, **options)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    for start, end in pairwise(edges):
+        if start < end:
+            again.client(data[start:end])
+    assert again.seen() == whole

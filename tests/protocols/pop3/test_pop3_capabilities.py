@@ -54,6 +54,14 @@ def test_the_listeners_own_stand_for_all() -> None:
     assert told(capabilities) == [b"UIDL", b"EXPIRE NEVER"]
 
 
+def test_a_reload_forgets_nothing() -> None:
+    before = Capabilities.of("reloaded", ())
+    before.learn("one", [b"TOP"], 1.0)
+    assert Capabilities.of("reloaded", ()) is before
+    assert told(Capabilities.of("other", ())) != told(before)
+    assert Capabilities.of("reloaded", ("UIDL",)) is not before
+
+
 def test_what_is_l7lbs_own() -> None:
     lines = Capabilities().lines(["PLAIN", "XOAUTH2"], starttls=True, user=True).split(b"\r\n")
     assert {b"SASL PLAIN XOAUTH2", b"STLS", b"USER"} < set(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -293,7 +294,11 @@ def test_a_server_that_speaks_behind_its_consent_to_tls_is_given_up() -> None:
 )
 def test_a_servers_refusal_in_our_own_words(reply: bytes, answer: str) -> None:
     made = bench().client(b"USER a\r\nPASS b\r\n").connect().server(b"+OK\r\n+OK\r\n")
-    assert made.server(reply + b"\r\n").seen()[-1] == "C: " + answer
+    did = made.server(reply + b"\r\n").seen()
+    assert did[-1] == "C: " + answer
+    # What is wrong with a mailbox is no fault of the server: its user could take the server out.
+    blamed = {b"-ERR [SYS/TEMP] disk": "release server-error", b"* BYE": "release server-protocol"}
+    assert did[-3 if answer == AUTH_FAILED else -2] == blamed.get(reply, "release")
     assert made.session.state == COMMANDS
     made.client(b"USER a\r\nPASS b\r\n").failed(Failure.NO_SERVER)
     assert made.seen()[-1] == "C: " + UNAVAILABLE  # what another server said is no longer known
@@ -572,3 +577,20 @@ def test_any_conversation(steps: list[Step], tls: bool) -> None:
         assert len(made.session.buffer) <= 32_768
     assert len(made.finished) == (made.session.state == CLOSED)
     assert made.did.count("close") + made.did.count("abort") == (made.session.state == CLOSED)
+
+
+@given(
+    st.lists(st.builds(bytes.__add__, WORDS, EOLS), max_size=12),
+    st.lists(st.integers(1, 300), max_size=6),
+    st.booleans(),
+)
+def test_any_commands_at_any_split(commands: list[bytes], cuts: list[int], trusted: bool) -> None:
+    data = b"".join(commands)
+    options = {"trusted": ["192.0.2.1"]} if trusted else {}
+    whole = Bench(SPEC, **options).client(data).seen()
+    again = Bench(SPEC, **options)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    for start, end in pairwise(edges):
+        if start < end:
+            again.client(data[start:end])
+    assert again.seen() == whole
