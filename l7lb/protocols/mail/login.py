@@ -127,6 +127,7 @@ class LoginSession(MailSession):
 
     def secured(self, now: float) -> list[Action]:
         self.state = COMMANDS
+        self.spoken = False
         self.deadline = now + self.settings.login
         self.wants_client = True
         return self.end(Failure.SHUTDOWN, now) if self.draining_now else []
@@ -215,14 +216,15 @@ class LoginSession(MailSession):
             try:
                 if not self.spoken and foreign(self.buffer):
                     return [*actions, *self.cut(Failure.CLIENT_PROTOCOL, now)]
+                waiting = len(self.buffer)
                 more = self.command(now) if self.state == COMMANDS else self._respond(now)
+                self.spoken = self.spoken or len(self.buffer) < waiting
             except LineTooLong:
                 return [*actions, *self.end(Failure.CLIENT_LIMIT, now)]
             if more is None:
                 if self.half_closed:
                     actions += self.close(Failure.CLIENT_CLOSED, self._ended_at(Failure.CLIENT_CLOSED), now)
                 break
-            self.spoken = True
             actions += more
         return actions
 
@@ -233,7 +235,6 @@ class LoginSession(MailSession):
         self.state = SECURING
         self.exchange = None
         self.facts = self.make_facts()
-        self.spoken = False
         self.origin = Origin(self.peer, self.settings.hops)
         return [*self.say(answer), StartTls()]
 

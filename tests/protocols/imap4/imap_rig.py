@@ -183,6 +183,8 @@ class Rig:
         self.seen: list[tuple[str, bytes]] = []
         self.tunnel = False
         self.shaking = False
+        self.busy = False
+        self.inbox: list[tuple[Imap, bytes | None]] = []  # what servers have said
         self.closed = False
         self.released: list[Release] = []
         self.finished: Finished | None = None
@@ -215,6 +217,14 @@ class Rig:
         return self.said[before:]
 
     def run(self, actions: list[Action]) -> None:
+        """Carry these out, and then whatever servers say to them."""
+        self._carry_out(actions)
+        while self.inbox and not self.busy:
+            self.busy = True
+            self._deliver(*self.inbox.pop(0))
+            self.busy = False
+
+    def _carry_out(self, actions: list[Action]) -> None:
         for number, action in enumerate(actions):
             if isinstance(action, ToClient):
                 self.note("client", action.data)
@@ -266,18 +276,21 @@ class Rig:
 
     def serve(self, server: Imap, answers: list[bytes | None]) -> None:
         """The server says these, as long as the session has it."""
-        for answer in answers:
-            if answer is None:
-                if self.server is server:
-                    self.run(self.session.ended(SERVER, self.now, False))
+        self.inbox += [(server, answer) for answer in answers]
+        self.run([])
+
+    def _deliver(self, server: Imap, answer: bytes | None) -> None:
+        if answer is None:
+            if self.server is server:
+                self._carry_out(self.session.ended(SERVER, self.now, False))
+            return
+        for at in range(0, len(answer), self.step):
+            if self.server is not server:
                 return
-            for at in range(0, len(answer), self.step):
-                if self.server is not server:
-                    return
-                self.run(self.session.received(SERVER, answer[at : at + self.step], self.now))
-            if self.shaking and self.server is server:
-                self.shaking, server.tls = False, True
-                self.run(self.session.server_secured(self.now))
+            self._carry_out(self.session.received(SERVER, answer[at : at + self.step], self.now))
+        if self.shaking and self.server is server:
+            self.shaking, server.tls = False, True
+            self._carry_out(self.session.server_secured(self.now))
 
     def later(self, seconds: float) -> None:
         """So much time goes by; the deadline comes if it is within it."""
