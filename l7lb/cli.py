@@ -214,9 +214,12 @@ def explain(
     l7lb explain http GET http://example.org/x -H 'cookie: beta=yes'
     l7lb explain tls-passthrough bank.example.com --alpn h2
     l7lb explain tcp 192.0.2.1
+    l7lb explain imap4 user@example.com
 
     With --admin as the running node sees its servers now, else as they are configured.
     """
+    from l7lb.core.mailbox import MAIL_PROTOCOLS
+
     question: dict[str, Any] = {"protocol": protocol, "source": source, "listener": listener}
     if protocol == "http":
         if len(request) != 2:
@@ -231,8 +234,13 @@ def explain(
         if len(request) > 1:
             raise click.UsageError("explain tcp takes the client's address, such as: explain tcp 192.0.2.1")
         question["source"] = request[0] if request else source
+    elif protocol in MAIL_PROTOCOLS:
+        if len(request) != 1:
+            raise click.UsageError(f"explain {protocol} takes an address, such as: explain {protocol} user@example.com")
+        question["address"] = request[0]
     else:
-        raise click.UsageError(f"{protocol} can't be explained: http, tls-passthrough and tcp can")
+        known = ", ".join(sorted(MAIL_PROTOCOLS))
+        raise click.UsageError(f"{protocol} can't be explained: http, {known}, tls-passthrough and tcp can")
     if admin is not None:
         show(client(admin, config).post("explain", **question), as_json, "explained")
         return

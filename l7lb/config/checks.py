@@ -16,10 +16,8 @@ from l7lb.config.addresses import parse_bind, resolve
 from l7lb.config.document import Items, Mapping, Path
 from l7lb.config.limits import Limit
 from l7lb.config.listeners import Listener
-from l7lb.config.mailboxes import MAIL
 from l7lb.config.model import Admin, Configuration
 from l7lb.config.pools import Pool, Server
-from l7lb.config.protocols import LISTENERS
 from l7lb.config.routes import ACTIONS, Route
 from l7lb.config.section import Reading
 from l7lb.config.wording import choice, quoted
@@ -180,49 +178,6 @@ def check_shown(configuration: Configuration, reading: Reading) -> None:
             reading.problem(("pools", name, "balance"), message)
 
 
-def check_mail(configuration: Configuration, reading: Reading) -> None:
-    """Ports, TLS and what servers see of clients, by the protocols that lead to a pool; once all else is right."""
-    if reading.problems:
-        return
-    for name, pool in configuration.pools.items():
-        protocols = configuration.protocols(name)
-        mail = [protocol for protocol in protocols if protocol in MAIL]
-        _check_relay(name, pool, protocols, reading)
-        for server in pool.servers:
-            _check_ports(server, protocols, bool(mail), reading)
-            if server.tls is not None and server.tls.mode not in (None, "implicit") and protocols and not mail:
-                message = f"{protocols[0]} has no such thing: its servers speak TLS from the first byte"
-                reading.problem((*server.tls.place, "mode"), message)
-
-
-def _check_relay(name: str, pool: Pool, protocols: tuple[str, ...], reading: Reading) -> None:
-    """Warn of SMTP servers that don't learn who their clients are."""
-    if "smtp" in protocols and "smtp" not in pool.client_address.compiled():
-        if all(server.send_proxy for server in pool.servers):
-            return
-        message = (
-            "an SMTP server here takes this node for all its clients: if it relays mail for this node, anybody "
-            "can send through it; write client_address: {smtp: xclient}, or proxy-v2"
-        )
-        reading.warning(("pools", name), message, key=True)
-
-
-def _check_ports(server: Server, protocols: tuple[str, ...], mail: bool, reading: Reading) -> None:
-    """Each protocol that leads to a server has a port there."""
-    if server.ports is None:
-        if mail and len(protocols) > 1 and not server.is_unix:
-            message = f"{' and '.join(protocols)} lead here and can't have one port: give host and ports"
-            reading.problem((*server.place, "address"), message, key=True)
-        return
-    for protocol in server.ports:
-        if protocol not in LISTENERS:
-            reading.problem((*server.place, "ports", protocol), choice("the protocol", protocol, LISTENERS), key=True)
-    missing = [protocol for protocol in protocols if protocol not in server.ports]
-    if missing:
-        message = f"has no port for {', '.join(missing)}, which a listener leads here: add {missing[0]}: PORT"
-        reading.problem((*server.place, "ports"), message)
-
-
 def check_unused(configuration: Configuration, reading: Reading) -> None:
     """Pools that no rule leads to, and checks whose protocol is therefore unknown."""
     used = {name for listener in configuration.listeners for name in listener.pools()}
@@ -234,6 +189,10 @@ def check_unused(configuration: Configuration, reading: Reading) -> None:
             reading.problem(("pools", name, "health", "protocol"), message, key=True)
         else:
             reading.warning(("pools", name), "no rule leads to this pool", key=True)
+    asked = {name for route in reading.each(Route) for name in route.directory or ()}
+    for name in configuration.directories:
+        if name not in asked:
+            reading.warning(("directories", name), "no rule asks this directory", key=True)
 
 
 def _is_us(user: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from l7lb.config.checks import check_account, check_all, check_mail, check_shown, check_unused
+from l7lb.config.checks import check_account, check_all, check_shown, check_unused
+from l7lb.config.checks_mail import check_mail
 from l7lb.config.compile import compile_settings, compile_snapshot
 from l7lb.config.document import BYTES, Mapping, Node, plain
 from l7lb.config.files import Unreadable, read_file

@@ -12,8 +12,6 @@ from l7lb.config.section import Reading, Section
 from l7lb.config.wording import quoted, wrong
 from l7lb.core import snapshot
 
-# Protocols whose sessions belong to a mailbox, in the order in which they are listed.
-MAIL = ("imap4", "pop3", "managesieve", "submission", "smtp", "lmtp")
 LONGEST_ADDRESS = 320  # RFC 3696: 64 for the local part, 255 for the domain, and the @
 
 _DELIMITER = re.compile(r"[!#$%&'*+./=?^_`{|}~-]{1,8}\Z")

@@ -12,13 +12,13 @@ from l7lb.config.addresses import parse_server, resolve
 from l7lb.config.document import Mapping
 from l7lb.config.fields import CookieName, HeaderName, Name, Port, ServerAddress, TlsName
 from l7lb.config.health import Health, Outliers
-from l7lb.config.mailboxes import MAIL
 from l7lb.config.persistence import Key, PersistenceKeys, check_order
 from l7lb.config.section import Reading, Section, Shorthand, seconds
 from l7lb.config.tls import ToServer
 from l7lb.config.units import Duration, DurationOrZero
 from l7lb.config.wording import choice, describe, listing, quoted, wrong
 from l7lb.core import snapshot
+from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.routing.balance import ALGORITHMS
 
 WORD_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "hash")
@@ -301,7 +301,7 @@ class Pool(Section):
 
     def compiled(self, name: str, protocols: tuple[str, ...], base: Path) -> snapshot.Pool:
         """The pool for the data path; ``protocols`` are those of the listeners that lead to it."""
-        mode = "implicit" if set(protocols).isdisjoint(MAIL) else "auto"
+        mode = "implicit" if set(protocols).isdisjoint(MAIL_PROTOCOLS) else "auto"
         several = any(server.ports for server in self.servers)
         return snapshot.Pool(
             name=name,

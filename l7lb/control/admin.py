@@ -35,7 +35,7 @@ from aiohttp import web
 
 from l7lb.config.addresses import parse_host, parse_server, resolve
 from l7lb.control.directories import NodeDirectories
-from l7lb.control.explaining import Question, explain_rules, explain_server
+from l7lb.control.explaining import Question, ask_directories, explain_rules, explain_server
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.operator import Operator, Refused
@@ -215,10 +215,12 @@ class AdminServer:
 
     async def _explain(self, request: web.Request) -> web.Response:
         question = await body(request, Question)
-        explained, pool, facts = explain_rules(self._node.effective(), question)
+        snapshot = self._node.effective()
+        explained, pool, facts = explain_rules(snapshot, question)
         if pool is not None:
             stickiness = await self._sticky.stickiness(pool, facts)
-            explain_server(explained, pool, facts, stickiness, self._node)
+            said = await ask_directories(snapshot, explained, facts) if explained.directories else None
+            explain_server(explained, pool, facts, stickiness, self._node, said)
         return answer(explained)
 
 

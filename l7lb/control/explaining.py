@@ -7,17 +7,21 @@ words, sessions in progress.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import msgspec
 
 from l7lb.config.limits import describe_limit
+from l7lb.control.explaining_mail import Told, ask, judge, mail_facts, refusal
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.core.contracts import Choice, Explanation, Stickiness
+from l7lb.core.directory import Answer
 from l7lb.core.errors import Failure, L7lbError, UnknownName
 from l7lb.core.facts import Facts
 from l7lb.core.keys import address_key
+from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Listener, Pool, Redirect, Respond, Snapshot
 from l7lb.persistence import Tables, make_stickiness
@@ -28,13 +32,15 @@ from l7lb.routing.explain import explain_pool
 from l7lb.routing.templates import compile_template
 
 HEADERS = 100
+ADDRESS = 512  # characters of an address
+KNOWN = ("http", *sorted(MAIL_PROTOCOLS), "tls-passthrough", "tcp")
 UNIX = "unix:"  # the source of clients of a Unix socket
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
     """A request to explain; ``headers`` are pairs of name and value, ``listener`` "" means the only one there is.
 
-    ``sni`` and ``alpn`` are what a client of tls-passthrough shows.
+    ``sni`` and ``alpn`` are what a client of tls-passthrough shows, ``address`` is mail's login or recipient.
     """
 
     protocol: str
@@ -43,6 +49,7 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     headers: list[tuple[str, str]] = []
     sni: str = ""
     alpn: list[str] = []
+    address: str = ""
     source: str = "127.0.0.1"
     listener: str = ""
 
@@ -60,6 +67,8 @@ class Explained(msgspec.Struct):
     why: str = ""
     servers: list[str] = []  # the pool's, a line each
     limits: list[str] = []  # that count this one, a line each
+    directories: list[str] = []  # that are asked, in this order
+    directory: str = ""  # what they say
 
 
 def explain(snapshot: Snapshot, question: Question, node: NodeState | None = None) -> Explained:
@@ -69,8 +78,16 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     """
     explained, pool, facts = explain_rules(snapshot, question)
     if pool is not None:
-        explain_server(explained, pool, facts, make_stickiness(pool, Tables(snapshot.tables)), node)
+        answer = asyncio.run(ask_directories(snapshot, explained, facts)) if explained.directories else None
+        explain_server(explained, pool, facts, make_stickiness(pool, Tables(snapshot.tables)), node, answer)
     return explained
+
+
+async def ask_directories(snapshot: Snapshot, explained: Explained, facts: Facts) -> Answer:
+    """What the directories say that the matched rule asks."""
+    known = {directory.name: directory for directory in snapshot.directories}
+    listener = next(one for one in snapshot.listeners if one.name == explained.listener)
+    return await ask([known[name] for name in explained.directories], listener, facts)
 
 
 def explain_rules(snapshot: Snapshot, question: Question) -> tuple[Explained, Pool | None, Facts]:
@@ -92,22 +109,41 @@ def explain_rules(snapshot: Snapshot, question: Question) -> tuple[Explained, Po
     if choice.pool is None:
         explained.outcome = _answer_text(choice, facts)
         return explained, None, facts
+    if facts.mailbox:
+        explained.directories = list(choice.route.directory)
     return explained, next(pool for pool in snapshot.pools if pool.name == choice.pool), facts
 
 
 def explain_server(
-    explained: Explained, pool: Pool, facts: Facts, stickiness: Stickiness | None, node: NodeState | None
+    explained: Explained,
+    pool: Pool,
+    facts: Facts,
+    stickiness: Stickiness | None,
+    node: NodeState | None,
+    answer: Answer | None = None,
 ) -> None:
-    """Add which server of the pool it is, and why."""
+    """Add which server of the pool it is, and why. ``answer``: of the directories, where the rule asks some.
+
+    Where they refuse it, the outcome says so; the server is then the one that it would have without them.
+    """
     explained.pool = pool.name
+    told = judge(answer, facts, pool_state(pool, node)) if answer is not None else Told("")
+    explained.directory = told.text
+    if facts.mailbox:
+        explained.facts["mailbox"] = _text(facts.mailbox)
     server, explained.why, explained.servers = choose_server(pool, facts, stickiness, node)
+    if told.server is not None:
+        server, explained.why = told.server, f"{told.server.name}: the directory says so"
     explained.outcome = f"to pool {pool.name}"
     if server is None:
-        refusal = _refusal(facts.protocol, facts, Failure.NO_SERVER)
-        explained.outcome += f", which has no server for it: {refusal}"
+        refused = _refusal(facts.protocol, facts, Failure.NO_SERVER)
+        explained.outcome += f", which has no server for it: {refused}"
     else:
-        explained.server, explained.address = server.name, str(server.config.address)
+        explained.server, explained.address = server.name, str(server.config.address_for(facts.protocol))
         explained.outcome += f", server {server.name} at {explained.address}"
+    if told.failure is not None:
+        refused = _refusal(facts.protocol, facts, told.failure)
+        explained.outcome = f"refused: {refused}; without the directory, {explained.outcome}"
 
 
 def limits_of(listener: Listener, choice: Choice | None, facts: Facts) -> list[str]:
@@ -128,10 +164,21 @@ def choose_listener(snapshot: Snapshot, protocol: str, name: str) -> Listener:
         if name not in listeners:
             raise UnknownName(f"no {protocol} listener {name}: {suggestion(name, listeners)}")
         return listeners[name]
+    if len(listeners) > 1 and _alike(list(listeners.values())):
+        return next(iter(listeners.values()))
     if len(listeners) != 1:
         which = f"say which listener: {', '.join(listeners)}" if listeners else f"there is no {protocol} listener"
         raise UnknownName(which)
     return next(iter(listeners.values()))
+
+
+def _alike(listeners: list[Listener]) -> bool:
+    """Whether one explanation is as good as another's: mail has listeners that differ in when TLS begins alone."""
+    first = listeners[0]
+    if first.protocol not in MAIL_PROTOCOLS:
+        return False
+    rules = [[(one.match, one.action, one.directory, one.limits) for one in each.routes] for each in listeners]
+    return all(one == rules[0] for one in rules) and not any(each.limits for each in listeners)
 
 
 def facts_of(listener: Listener, question: Question) -> Facts:
@@ -147,8 +194,12 @@ def facts_of(listener: Listener, question: Question) -> Facts:
             return explain_tls(listener, question.sni, question.alpn, question.source)
         except ValueError as problem:
             raise L7lbError(str(problem)) from None
+    if question.protocol in MAIL_PROTOCOLS:
+        if not question.address or len(question.address) > ADDRESS or not question.address.isprintable():
+            raise L7lbError(f"{question.protocol} needs an address or a login, such as user@example.com")
+        return mail_facts(listener, question.address, question.source)
     if question.protocol != "http":
-        raise UnknownName(f"no protocol {question.protocol} to explain: known: http, tls-passthrough, tcp")
+        raise UnknownName(f"no protocol {question.protocol} to explain: known: {', '.join(KNOWN)}")
     if len(question.headers) > HEADERS:
         raise L7lbError(f"{len(question.headers)} headers are more than {HEADERS}")
     texts = [question.method, question.url, *(text for header in question.headers for text in header)]
@@ -168,16 +219,24 @@ def _shown(protocol: str, facts: Facts) -> dict[str, str]:
     shown = {"source": facts.source}
     if protocol == "tls-passthrough":
         shown |= {"sni": facts.host.decode("latin-1"), "alpn": b", ".join(facts.alpn()).decode("latin-1")}
+    elif protocol in MAIL_PROTOCOLS:
+        shown |= {"address": _text(facts.address), "mailbox": _text(facts.mailbox)}
     elif protocol != "tcp":
         for name, value in (("host", facts.host), ("path", facts.path), ("method", facts.method)):
             shown[name] = value.decode("latin-1")
     return shown
 
 
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
 def _refusal(protocol: str, facts: Facts, failure: Failure) -> str:
     """What the client is told where there is no server for it."""
     if protocol == "tcp":
         return "a reset"
+    if protocol in MAIL_PROTOCOLS:
+        return refusal(protocol, failure)
     if protocol == "tls-passthrough":
         from l7lb.protocols.tls import alerts
 

@@ -282,6 +282,8 @@ def explained(found: Mapping[str, Any]) -> RenderableType:
         Text(),
         outcome,
     ]
+    if found.get("directory"):
+        parts.append(Text(_plain(f"   {found['directory']}")))
     if found.get("why"):
         parts.append(Text(f"   {found['why']}"))
     parts.extend(Text(f"   - {_plain(line)}") for line in found.get("servers", ()))

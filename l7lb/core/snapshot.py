@@ -416,6 +416,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = "server"  # what a failed check of one protocol takes a server out for: ``protocol``, ``server``
     protocols: tuple[str, ...] = ()  # for ``protocol``: all that are checked, where servers have ``ports``
 
+    def __repr__(self) -> str:
+        return f"Health({self.kind!r}, {self.protocol!r})"  # settings may hold the password of a check that logs in
+
 
 class Outliers(msgspec.Struct, frozen=True):
     """Passive checks: a server with so many errors in a row is out for a while."""

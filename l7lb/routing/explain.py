@@ -52,6 +52,8 @@ def explain_action(route: Route, facts: Facts, captures: tuple[bytes, ...]) -> l
         total = sum(weight for _, weight in action.shares)
         shares = ", ".join(f"{pool} {weight / total:.0%}" for pool, weight in action.shares)
         lines.append(f"goes to one of the pools {shares}")
+    if route.directory:
+        lines.append(f"asks {', then '.join(route.directory)}")
     if route.rewrite is not None:
         for what, template in (("path", route.rewrite.path), ("host", route.rewrite.host)):
             if template:
@@ -105,4 +107,4 @@ def _describe(server: ServerState, pool: PoolState, protocol: str, now: float) -
         parts.append(f"answers in {server.latency * 1000:.1f} ms")
     if config.backup:
         parts.append("backup")
-    return f"{server.name} ({config.address}): {', '.join(parts)}"
+    return f"{server.name} ({config.address_for(protocol)}): {', '.join(parts)}"

@@ -408,7 +408,7 @@ def two_protocols(server: str) -> str:
 
 
 def test_two_protocols_have_two_ports() -> None:
-    check(two_protocols("{name: a, ▸address: '127.0.0.1:143'}"), "imap4 and smtp lead here and can't have one port")
+    check(two_protocols("{name: a, ▸address: '127.0.0.1:143'}"), "imap4 and smtp lead here and can't have one address")
     load("x.yaml", text=two_protocols(SERVERS))
 
 
@@ -462,6 +462,91 @@ def test_addresses(keys: str, message: str) -> None:
 
 def test_scope_is_of_protocols() -> None:
     check_warnings(mail(pool=", health: {tcp: {}, scope: ▸protocol}"), "tcp is not the check of a protocol")
+
+
+# --- doubts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_nobody_asks() -> None:
+    check_warnings(mail(top="directories: {▸people: {http: {url: 'http://127.0.0.1'}}}"), "no rule asks this directory")
+
+
+def test_a_glob_that_no_address_matches() -> None:
+    top = "addresses: {default_domain: example.com}"
+    rule = "{pool: mail, match: {address: [a@b, ▸info]}}"
+    check(mail(rule=rule, top=top), "write info@example.com")
+    load("x.yaml", text=mail(rule=rule.replace("▸", "")))  # without a default domain there may be such logins
+    load("x.yaml", text=mail(rule=rule.replace("▸info", "info*"), top=top))
+
+
+def test_mailboxes_that_several_servers_write() -> None:
+    servers = f"{SERVERS}, {SERVERS.replace('name: a', 'name: b').replace('127.0.0.1', '127.0.0.2')}"
+    check_warnings(mail(servers=servers))
+    text = mail(servers=servers).replace(", persistence: mailbox", "").replace("  mail: {s", "  ▸mail: {s")
+    check_warnings(text, "nothing keeps a mailbox on one of these servers")
+    relays = mail(servers=servers, protocol="smtp", pool=", client_address: {smtp: xclient}")
+    check_warnings(relays.replace(", persistence: mailbox", ""))
+
+
+def test_smtp_servers_that_take_the_node_for_all_clients() -> None:
+    text = mail(protocol="smtp").replace("  mail: {s", "  ▸mail: {s")
+    check_warnings(text, "an SMTP server here takes this node for all its clients")
+    for way in ("xclient", "proxy-v1", "proxy-v2"):
+        check_warnings(mail(protocol="smtp", pool=f", client_address: {{smtp: {way}}}"))
+    check_warnings(mail(protocol="smtp", servers="{name: a, address: 'a:25', send_proxy: v2}"))
+
+
+def test_a_proxy_header_is_sent_once() -> None:
+    servers = "{name: a, address: 'a:25', send_proxy: ▸v2}"
+    check(mail(protocol="smtp", servers=servers, pool=", client_address: {smtp: proxy-v2}"), "keep one")
+
+
+def test_passwords_on_their_way_to_a_server() -> None:
+    check_warnings(mail(servers="{name: a, address: ▸'8.8.8.8:143'}"), "passwords travel to 8.8.8.8 in the clear")
+    check_warnings(mail(servers="{name: a, host: ▸8.8.8.8, ports: {imap4: 143}}"), "in the clear")
+    check_warnings(mail(servers="{name: a, address: '8.8.8.8:143', tls: {}}"))
+    check_warnings(mail(servers="{name: a, address: '192.168.0.1:143'}"))
+
+
+def test_external_needs_certificates() -> None:
+    check_warnings(mail(", login: {cleartext: always, mechanisms: ▸[plain, external]}"), "external needs certificates")
+
+
+def test_ldap_in_the_clear(folder: Path) -> None:
+    usual = "bind_dn: cn=a, bind_password_file: secrets/ldap"
+    for url, warnings in (("ldap://192.0.2.1", 1), ("ldap://localhost", 0), ("ldaps://192.0.2.1", 0)):
+        loaded = load(folder / "x.yaml", text=ldap(f"urls: ['{url}'], {usual}"))
+        assert len([one for one in loaded.warnings if "in the clear" in one.message]) == warnings, url
+
+
+def test_directories_and_their_tls() -> None:
+    check_warnings(ldap("verify: ▸false"), "has no effect without TLS")
+    check_warnings(ldap("start_tls: true, verify: ▸false"), "anybody who is in between")
+    check_warnings(directory("{http: {url: ▸'http://192.0.2.1'}}"), "users' passwords travel to it in the clear")
+    check_warnings(directory("{http: {url: 'https://192.0.2.1', verify: ▸false}}"), "anybody who is in between")
+    check_warnings(directory("{http: {url: 'http://localhost', verify: ▸false}}"), "has no effect")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"\n", "is empty"), (b"a\nb\n", "alone, in one line"), (b"a" * 5000, "is larger")],
+)
+def test_passwords_in_files(folder: Path, content: bytes, message: str) -> None:
+    (folder / "secrets/ldap").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"secrets/ldap: .*{message}"):
+        load(folder / "mail.yaml", text=CLUSTER)
+
+
+def test_the_password_of_a_check_does_not_show(folder: Path) -> None:
+    keys = ", health: {protocol: {user: probe, password_file: secrets/ldap}}"
+    health = load(folder / "x.yaml", text=mail(pool=keys)).snapshot.pools[0].health
+    assert health is not None
+    assert health.settings == {"user": "probe", "password": "geheim"}
+    assert "geheim" not in repr(health)
+
+
+def test_a_check_of_several_protocols_has_their_ports() -> None:
+    check(mail(pool=", health: {protocol: {}, port: ▸143}"), "at its own of the server's ports")
 
 
 def cases() -> list[tuple[Any, ...]]:

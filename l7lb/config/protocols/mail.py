@@ -220,6 +220,9 @@ class LoginListener(MailListener):
             message = "nobody can log in, since passwords are taken after TLS: give tls, or login: {cleartext: always}"
             self.complain(reading, message)
         place = self.login.place or self.place
+        if "external" in self.login.mechanisms and (self.tls is None or self.tls.client_ca is None):
+            message = "external needs certificates of clients: give tls: {client_ca: FILE}"
+            reading.warning((*place, "mechanisms"), message)
         if always and not self._is_private() and (self.tls is None or self.tls.mode == "starttls"):
             message = "anybody who is in between can read passwords: write after-tls"
             reading.warning((*place, "cleartext"), message)
