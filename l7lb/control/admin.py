@@ -35,7 +35,8 @@ from aiohttp import web
 
 from l7lb.config.addresses import parse_host, parse_server, resolve
 from l7lb.control.directories import NodeDirectories
-from l7lb.control.explaining import Question, ask_directories, explain_rules, explain_server
+from l7lb.control.explaining import Question, asked, explain_rules, explain_server
+from l7lb.control.explaining_mail import question_of
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.operator import Operator, Refused
@@ -219,7 +220,10 @@ class AdminServer:
         explained, pool, facts = explain_rules(snapshot, question)
         if pool is not None:
             stickiness = await self._sticky.stickiness(pool, facts)
-            said = await ask_directories(snapshot, explained, facts) if explained.directories else None
+            said = None
+            if explained.directories:
+                listener, directories = asked(snapshot, explained)
+                said = await self._directories.answer(directories, question_of(listener, facts))
             explain_server(explained, pool, facts, stickiness, self._node, said)
         return answer(explained)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -65,17 +66,33 @@ class NodeDirectories:
         rules = next((one.addresses for one in snapshot.listeners if _asks(one.routes)), Addresses())
         address = canonical(typed.encode(), rules)
         question = Question(address, short_name(address, rules), typed.encode(), "smtp")
-        link = DirectoryLink(asyncio.get_running_loop(), self._path)
-        link.use(tuple(chosen))
-        running = asyncio.ensure_future(link.run())
-        try:
+        async with self._linked(chosen) as link:
             answers = await asyncio.gather(*(self._one(link, one.name, question) for one in chosen))
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
         for said in answers:
             said.known = self._known(snapshot, said.server) if said.server else []
         return Asked(_text(address), _text(question.user), answers)
+
+    async def answer(self, directories: Sequence[Directory], question: Question) -> Answer:
+        """What these directories, asked in this order as a worker asks them, say."""
+        async with self._linked(directories) as link:
+            return await self._said(link, tuple(one.name for one in directories), question)
+
+    @asynccontextmanager
+    async def _linked(self, directories: Sequence[Directory]) -> AsyncIterator[DirectoryLink]:
+        link = DirectoryLink(asyncio.get_running_loop(), self._path)
+        link.use(tuple(directories))
+        running = asyncio.ensure_future(link.run())
+        try:
+            yield link
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    @staticmethod
+    async def _said(link: DirectoryLink, names: tuple[str, ...], question: Question) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        link.ask(names, question, future.set_result)
+        return await future
 
     @staticmethod
     def _chosen(snapshot: Snapshot, names: Sequence[str]) -> list[Directory]:
@@ -87,12 +104,9 @@ class NodeDirectories:
                 raise UnknownName(f"no directory {name}: {suggestion(name, known)}")
         return [known[name] for name in names] if names else list(known.values())
 
-    @staticmethod
-    async def _one(link: DirectoryLink, name: str, question: Question) -> Said:
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    async def _one(self, link: DirectoryLink, name: str, question: Question) -> Said:
         began = time.monotonic()
-        link.ask((name,), question, future.set_result)
-        answer = await future
+        answer = await self._said(link, (name,), question)
         entry = answer.entry or Entry()
         return Said(
             directory=name,

@@ -23,7 +23,7 @@ from l7lb.core.facts import Facts
 from l7lb.core.keys import address_key
 from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.core.servers import PoolState, ServerState
-from l7lb.core.snapshot import Listener, Pool, Redirect, Respond, Snapshot
+from l7lb.core.snapshot import Directory, Listener, Pool, Redirect, Respond, Snapshot
 from l7lb.persistence import Tables, make_stickiness
 from l7lb.proxy.counts import ACTIVE
 from l7lb.routing import Router
@@ -78,16 +78,19 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     """
     explained, pool, facts = explain_rules(snapshot, question)
     if pool is not None:
-        answer = asyncio.run(ask_directories(snapshot, explained, facts)) if explained.directories else None
+        answer = None
+        if explained.directories:
+            listener, directories = asked(snapshot, explained)
+            answer = asyncio.run(ask(directories, listener, facts))
         explain_server(explained, pool, facts, make_stickiness(pool, Tables(snapshot.tables)), node, answer)
     return explained
 
 
-async def ask_directories(snapshot: Snapshot, explained: Explained, facts: Facts) -> Answer:
-    """What the directories say that the matched rule asks."""
+def asked(snapshot: Snapshot, explained: Explained) -> tuple[Listener, list[Directory]]:
+    """The listener, and the directories that the matched rule asks."""
     known = {directory.name: directory for directory in snapshot.directories}
     listener = next(one for one in snapshot.listeners if one.name == explained.listener)
-    return await ask([known[name] for name in explained.directories], listener, facts)
+    return listener, [known[name] for name in explained.directories]
 
 
 def explain_rules(snapshot: Snapshot, question: Question) -> tuple[Explained, Pool | None, Facts]:

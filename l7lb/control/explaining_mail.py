@@ -1,7 +1,7 @@
 """`l7lb explain` for mail: what a login or a recipient is taken for, and what directories say of it.
 
-The directories are asked anew, once, without a cache: a running node may remember another answer for a
-while.
+A running node's directories are asked as its workers ask them, with what they remember; without a node they are asked
+here, once.
 """
 
 from __future__ import annotations
@@ -45,24 +45,23 @@ def refusal(protocol: str, failure: Failure) -> str:
     return REFUSALS[protocol][permanent(failure)]
 
 
+def question_of(listener: Listener, facts: Facts) -> Question:
+    """What directories are asked; without a password, since nobody knows it here."""
+    user = short_name(facts.address, listener.addresses)
+    return Question(facts.address, user, getattr(facts, "user", b""), facts.protocol, facts.source)
+
+
 async def ask(directories: Sequence[Directory], listener: Listener, facts: Facts) -> Answer:
-    """What the directories, in this order, say of these facts."""
+    """What the directories, in this order, say of these facts: asked once, without a node."""
     from l7lb.routing.directory.lookup import Lookup, chain_find, make_source
 
-    question = Question(
-        facts.address,
-        short_name(facts.address, listener.addresses),
-        getattr(facts, "user", b""),
-        facts.protocol,
-        facts.source,
-    )
     log = logging.getLogger(LIBRARIES)
     level = log.level
     log.setLevel(logging.CRITICAL)
     chain: list[Lookup] = []
     try:
         chain.extend(Lookup(directory, make_source(directory)) for directory in directories)
-        result, name = await chain_find(chain, question)
+        result, name = await chain_find(chain, question_of(listener, facts))
     except (ValueError, OSError) as error:
         return Answer(FAILED, why=str(error))
     finally:
