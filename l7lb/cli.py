@@ -308,12 +308,25 @@ def servers(pool: str | None, admin: Path | None, config: Path | None, as_json: 
 
 
 @cli.command()
+@click.option("--mailbox", metavar="NAME", help="Only those of this mailbox, as its address or by its own name.")
+@click.option("--protocol", metavar="NAME", help="Only those in this protocol: http, imap4, pop3 ...")
+@click.option("--address", metavar="ADDRESS", help="Only those of clients at this address, or in this network.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Rows at most.")
 @admin_options
 @json_option
-def sessions(limit: int, admin: Path | None, config: Path | None, as_json: bool) -> None:
+def sessions(
+    mailbox: str | None,
+    protocol: str | None,
+    address: str | None,
+    limit: int,
+    admin: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
     """Show what is in progress."""
-    show(client(admin, config).get("sessions", limit=limit), as_json, "sessions")
+    node = client(admin, config)
+    rows = node.get("sessions", limit=limit, mailbox=mailbox, protocol=protocol, address=address)
+    show(rows, as_json, "sessions")
 
 
 @cli.command()
@@ -430,7 +443,45 @@ def verb(name: str, text: str) -> None:
         click.echo(client(admin, config).post(name, server=server)["done"])
 
 
-verb("drain", "Send a server no new users.\n\nThe users it has, sticky ones too, stay until they end.")
+@cli.command()
+@server_argument
+@click.option("--rate", metavar="RATE", help="Move its mailboxes away, so many in a time: 10/s, 100/m.")
+@admin_options
+def drain(server: str, rate: str | None, admin: Path | None, config: Path | None) -> None:
+    """Send a server no new users.
+
+    The users it has, sticky ones too, stay until they end. With --rate mailboxes that it has are moved away: their
+    sessions end, and where they log in again is another server.
+    """
+    from l7lb.config.units import parse_rate
+
+    try:
+        speed = parse_rate(rate) if rate is not None else 0.0
+    except ValueError as error:
+        raise click.UsageError(f"--rate: {error}") from None
+    click.echo(client(admin, config).post("drain", server=server, rate=speed)["done"])
+
+
+@cli.command()
+@click.argument("mailbox")
+@server_argument
+@admin_options
+def move(mailbox: str, server: str, admin: Path | None, config: Path | None) -> None:
+    """Move a mailbox to a server.
+
+    Its sessions are ended, logins that come meanwhile wait, and the configuration's hook runs before it is there.
+    """
+    click.echo(client(admin, config, 170.0).post("move", mailbox=mailbox, server=server)["done"])
+
+
+@cli.command()
+@click.argument("mailbox")
+@admin_options
+def kick(mailbox: str, admin: Path | None, config: Path | None) -> None:
+    """End the sessions of a mailbox, in every protocol. It stays on its server."""
+    click.echo(client(admin, config).post("kick", mailbox=mailbox)["done"])
+
+
 verb("undrain", "Take a drain back.")
 verb("disable", "Send a server nobody, not even sticky users.")
 verb("enable", "Take a drain or a disable back.")

@@ -26,7 +26,7 @@ from l7lb.config import load
 from l7lb.control.admin import AdminServer
 from l7lb.control.node import NodeState
 from l7lb.core.errors import ConfigurationError, Problem
-from l7lb.core.messages import SessionRow
+from l7lb.core.messages import ALL_SESSIONS, SessionRow, Wanted
 
 CONFIGURATION = """\
 node: lb1
@@ -70,7 +70,7 @@ class Supervisor:
             "reload": {"time": 0.0, "ok": True, "problems": []},
         }
 
-    async def sessions(self, limit: int) -> list[SessionRow]:
+    async def sessions(self, limit: int, wanted: Wanted = ALL_SESSIONS) -> list[SessionRow]:
         row = SessionRow("http", "192.0.2.7:40000", "web", "web", "web1", "2026-01-01T00:00:00Z")
         return [row] * min(limit, 3)
 

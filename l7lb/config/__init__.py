@@ -7,6 +7,6 @@ workers do without.
 
 from l7lb.config.loader import load
 from l7lb.config.schema import json_schema
-from l7lb.config.settings import Loaded, NodeSettings
+from l7lb.config.settings import Loaded, MoveHook, NodeSettings
 
-__all__ = ["load", "json_schema", "Loaded", "NodeSettings"]
+__all__ = ["load", "json_schema", "Loaded", "MoveHook", "NodeSettings"]

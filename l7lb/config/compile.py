@@ -53,6 +53,7 @@ def compile_settings(configuration: Configuration, reading: Reading, file: Path)
         log_format=configuration.log.format,
         without_supervisor=configuration.shutdown.without_supervisor,
         drain=configuration.shutdown.drain,
+        move_hook=configuration.mailboxes.compiled(),
     )
 
 

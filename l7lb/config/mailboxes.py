@@ -9,11 +9,16 @@ from pydantic import AfterValidator, Field
 
 from l7lb.config.addresses import parse_host
 from l7lb.config.section import Reading, Section
-from l7lb.config.wording import quoted, wrong
+from l7lb.config.settings import MoveHook
+from l7lb.config.units import Duration
+from l7lb.config.wording import listing, quoted, wrong
 from l7lb.core import snapshot
 
 LONGEST_ADDRESS = 320  # RFC 3696: 64 for the local part, 255 for the domain, and the @
 
+LONGEST_HOOK = 60.0  # seconds
+PLACEHOLDERS = ("{mailbox}", "{pool}", "{from}", "{to}")
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 _DELIMITER = re.compile(r"[!#$%&'*+./=?^_`{|}~-]{1,8}\Z")
 
 
@@ -42,7 +47,23 @@ def _address_glob(value: str) -> str:
     return value
 
 
+def _argument(value: str) -> str:
+    if "\0" in value:
+        raise wrong("has a null character, which no argument can hold")
+    unknown = [name for name in _PLACEHOLDER.findall(value) if name not in PLACEHOLDERS]
+    if unknown:
+        raise wrong(f"{quoted(unknown[0])} is nothing that a move knows: {listing(PLACEHOLDERS)}")
+    return value
+
+
+def _hook_time(value: float) -> float:
+    if value > LONGEST_HOOK:
+        raise wrong(f"must be at most {LONGEST_HOOK:g}s: logins wait meanwhile")
+    return value
+
+
 AddressGlob = Annotated[str, AfterValidator(_address_glob)]
+Argument = Annotated[str, AfterValidator(_argument)]
 Delimiter = Annotated[str, AfterValidator(_delimiter)]
 Domain = Annotated[str, AfterValidator(_domain)]
 
@@ -71,3 +92,21 @@ class AddressRules(Section):
 def address_rules(reading: Reading) -> snapshot.Addresses:
     """The file's rules, or those of a file that gives none."""
     return next((rules.compiled() for rules in reading.each(AddressRules)), snapshot.Addresses())
+
+
+class Mailboxes(Section):
+    """How mailboxes change servers."""
+
+    move_hook: Annotated[list[Argument], Field(min_length=1, max_length=100)] | None = Field(
+        default=None,
+        description="A command that runs when the sessions of a mailbox have ended and before it is on its new server: "
+        "its program and arguments, in which {mailbox}, {pool}, {from} and {to} are filled in. Where it fails, the "
+        "mailbox stays.",
+    )
+    move_hook_timeout: Annotated[Duration, AfterValidator(_hook_time)] = Field(
+        default=30.0, description="How long the command may take; then it is killed, and the mailbox stays."
+    )
+
+    def compiled(self) -> MoveHook | None:
+        """The hook, where there is one."""
+        return MoveHook(tuple(self.move_hook), self.move_hook_timeout) if self.move_hook else None

@@ -22,7 +22,7 @@ from l7lb.config.directories import Directory
 from l7lb.config.document import Mapping
 from l7lb.config.fields import Bind, FilePath, Name, Text
 from l7lb.config.listeners import Listener
-from l7lb.config.mailboxes import AddressRules
+from l7lb.config.mailboxes import AddressRules, Mailboxes
 from l7lb.config.pools import Pool
 from l7lb.config.protocols import LISTENERS
 from l7lb.config.section import Reading, Section
@@ -180,6 +180,7 @@ class Configuration(Section):
     directories: dict[Name, Directory] = Field(
         default={}, description="Where it is written which mailbox an address means, by the directory's name."
     )
+    mailboxes: Mailboxes = Field(default=Mailboxes(), description="How mailboxes change servers.")
     addresses: AddressRules = Field(
         default=AddressRules(), description="How addresses and logins of mail become canonical."
     )

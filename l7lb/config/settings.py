@@ -10,6 +10,17 @@ from l7lb.core.snapshot import Address, Snapshot
 
 
 @dataclass(frozen=True)
+class MoveHook:
+    """What runs between the end of a mailbox's sessions and its switch to another server, ``timeout`` seconds at most.
+
+    ``{mailbox}``, ``{pool}``, ``{from}`` and ``{to}`` stand in the command's arguments.
+    """
+
+    command: tuple[str, ...]
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True)
 class NodeSettings:
     """The node's own settings. Paths are absolute, times are seconds."""
 
@@ -24,6 +35,7 @@ class NodeSettings:
     log_format: str = "text"  # or json
     without_supervisor: float = 3600.0  # how long workers go on without one
     drain: float = 30.0
+    move_hook: MoveHook | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,11 @@
 ::
 
     GET  /v1/status                          GET  /v1/servers?pool=NAME      GET /v1/sessions?limit=N
-    POST /v1/drain|undrain|disable|enable    {"server": "[POOL/]SERVER"}
+                                             (&mailbox=NAME&protocol=NAME&address=ADDRESS or network)
+    POST /v1/undrain|disable|enable          {"server": "[POOL/]SERVER"}
+    POST /v1/drain                           {"server": "[POOL/]SERVER", "rate": mailboxes in a second, 0: none}
+    POST /v1/move                            {"mailbox", "server": "[POOL/]SERVER"}
+    POST /v1/kick                            {"mailbox"}
     POST /v1/weight                          {"server": "[POOL/]SERVER", "weight": N or null for the configuration's}
     POST /v1/add-server                      {"pool", "name", "address", "weight", "max_connections", "backup",
                                               "send_proxy", "ports"}
@@ -26,6 +30,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,15 +38,18 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from l7lb.config import MoveHook
 from l7lb.config.addresses import parse_host, parse_server, resolve
 from l7lb.control.directories import NodeDirectories
 from l7lb.control.explaining import Question, asked, explain_rules, explain_server
 from l7lb.control.explaining_mail import question_of
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
+from l7lb.control.mailboxes import Drains, MailboxVerbs
 from l7lb.control.node import NodeState, SupervisorView
 from l7lb.control.operator import Operator, Refused
 from l7lb.control.sticky import StickyTables
 from l7lb.core.errors import ConfigurationError, L7lbError, UnknownName
+from l7lb.core.messages import Wanted
 from l7lb.core.proxy_protocol.writing import VERSIONS
 from l7lb.core.snapshot import Address, Server
 from l7lb.persistence.asking import ROWS
@@ -50,7 +58,8 @@ from l7lb.proxy.workers.children import DIRECTORIES_SOCKET, STATE_SOCKET
 BODY = 64 * 1024  # bytes of a request
 SESSIONS = 100_000  # rows at most
 CONNECTIONS = 64
-SECONDS = 120.0  # a connection's life
+SECONDS = 180.0  # a connection's life: a move may wait for sessions' ends and its hook
+FASTEST_DRAIN = 10_000.0  # mailboxes in a second
 READ = 10.0  # seconds for a request's body
 
 log = structlog.get_logger("l7lb.admin")
@@ -62,6 +71,26 @@ class OneServer(msgspec.Struct, forbid_unknown_fields=True):
     """A verb's object."""
 
     server: str
+
+
+class Drain(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``drain`` takes: a rate of mailboxes in a second that move away."""
+
+    server: str
+    rate: float = 0.0
+
+
+class MailboxMove(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``move`` takes."""
+
+    mailbox: str
+    server: str
+
+
+class OneMailbox(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``kick`` takes."""
+
+    mailbox: str
 
 
 class NewWeight(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,7 +133,13 @@ class Pin(msgspec.Struct, forbid_unknown_fields=True):
 class AdminServer:
     """See the module."""
 
-    def __init__(self, path: Path, node: NodeState, supervisor: SupervisorView) -> None:
+    def __init__(
+        self,
+        path: Path,
+        node: NodeState,
+        supervisor: SupervisorView,
+        hook: Callable[[], MoveHook | None] = lambda: None,
+    ) -> None:
         self.path = path
         self._node = node
         self._supervisor = supervisor
@@ -112,16 +147,21 @@ class AdminServer:
         self._server = HttpServer(self._application(), CONNECTIONS, SECONDS)
         self._sticky = StickyTables(node, path.parent / STATE_SOCKET)
         self._directories = NodeDirectories(node, path.parent / DIRECTORIES_SOCKET)
+        state = path.parent / STATE_SOCKET
+        self._mailboxes = MailboxVerbs(node, self._operator, self._directories, state, hook)
+        self._drains = Drains(node, self._mailboxes, state)
         self._identity: tuple[int, int] | None = None
 
     async def start(self) -> None:
         """Open the socket and answer. Raises OSError."""
         listening, self._identity = listen_unix(self.path)
         await self._server.start(listening)
+        self._drains.begin()
 
     async def stop(self) -> None:
         """Answer no more; the socket is removed unless another supervisor has put its own there."""
         await self._server.stop()
+        await self._drains.stop()
         if self._identity is not None:
             remove_unix(self.path, self._identity)
             self._identity = None
@@ -131,7 +171,10 @@ class AdminServer:
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/servers", self._servers)
         app.router.add_get("/v1/sessions", self._sessions)
-        for verb in ("drain", "undrain", "disable", "enable", "remove-server"):
+        app.router.add_post("/v1/drain", self._drain)
+        app.router.add_post("/v1/move", self._move)
+        app.router.add_post("/v1/kick", self._kick)
+        for verb in ("undrain", "disable", "enable", "remove-server"):
             app.router.add_post(f"/v1/{verb}", self._verb(getattr(self._operator, verb.replace("-", "_"))))
         app.router.add_post("/v1/weight", self._weight)
         app.router.add_post("/v1/add-server", self._add_server)
@@ -158,7 +201,11 @@ class AdminServer:
         return answer(rows)
 
     async def _sessions(self, request: web.Request) -> web.Response:
-        return answer(await self._supervisor.sessions(_limit(request, SESSIONS)))
+        query = request.query
+        mailbox = query.get("mailbox", "")
+        names = self._mailboxes.names(mailbox) if mailbox else []
+        wanted = Wanted(names, query.get("protocol", ""), _network(query.get("address", "")))
+        return answer(await self._supervisor.sessions(_limit(request, SESSIONS), wanted))
 
     async def _tables(self, request: web.Request) -> web.Response:
         return answer(await self._sticky.tables())
@@ -190,6 +237,22 @@ class AdminServer:
             return done(request, told)
 
         return handle
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        asked = await body(request, Drain)
+        if not 0.0 <= asked.rate <= FASTEST_DRAIN:
+            raise Refused(f"a rate is from 0 (none) to {FASTEST_DRAIN:g}/s")
+        told = self._operator.drain(asked.server, asked.rate)
+        await self._supervisor.in_force()
+        self._drains.begin()
+        return done(request, told)
+
+    async def _move(self, request: web.Request) -> web.Response:
+        asked = await body(request, MailboxMove)
+        return done(request, await self._mailboxes.move(asked.mailbox, asked.server))
+
+    async def _kick(self, request: web.Request) -> web.Response:
+        return done(request, await self._mailboxes.kick((await body(request, OneMailbox)).mailbox))
 
     async def _weight(self, request: web.Request) -> web.Response:
         asked = await body(request, NewWeight)
@@ -254,6 +317,14 @@ def new_server(asked: NewServer, base: Path) -> Server:
         send_proxy=asked.send_proxy,
         ports=asked.ports,
     )
+
+
+def _network(text: str) -> str:
+    """An address or network as text that a worker can take. Raises HTTPBadRequest."""
+    try:
+        return str(ip_network(text, strict=False)) if text else ""
+    except ValueError:
+        raise web.HTTPBadRequest(text=f"{text!r} is neither an address nor a network such as 192.0.2.0/24") from None
 
 
 def _limit(request: web.Request, most: int) -> int:

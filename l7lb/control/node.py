@@ -43,7 +43,7 @@ from l7lb.control.slots import NoRowLeft, Slots
 from l7lb.control.ticket_secrets import TicketSecrets, with_ticket_keys
 from l7lb.control.verdicts import Part, Verdict, combine
 from l7lb.core.errors import L7lbError
-from l7lb.core.messages import ServerHealth, SessionRow
+from l7lb.core.messages import ALL_SESSIONS, ServerHealth, SessionRow, Wanted
 from l7lb.core.snapshot import Server, Snapshot
 from l7lb.proxy.counts import COLUMNS, ROWS, Counts
 
@@ -64,7 +64,7 @@ class SupervisorView(Protocol):
         """
         ...
 
-    async def sessions(self, limit: int) -> list[SessionRow]:
+    async def sessions(self, limit: int, wanted: Wanted = ALL_SESSIONS) -> list[SessionRow]:
         """What is in progress in all workers, so many rows at most."""
         ...
 

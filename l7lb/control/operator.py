@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from l7lb.config.units import format_rate
 from l7lb.control.effective import declared
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.control.overrides import ENTRIES, Override
 from l7lb.control.slots import NoRowLeft
 from l7lb.core.errors import L7lbError, UnknownName
-from l7lb.core.snapshot import Pool, Server
+from l7lb.core.snapshot import MailboxKey, Pool, Server
 from l7lb.proxy.counts import ACTIVE, CONNECT_ERRORS, REQUESTS, RESPONSE_ERRORS
 
 WEIGHT = 65_535  # the largest
@@ -62,9 +63,17 @@ class Operator:
     def __init__(self, node: NodeState) -> None:
         self.node = node
 
-    def drain(self, target: str) -> str:
-        """New users go elsewhere, those it has stay until they end."""
-        return self._set_state(target, "draining", "drains: it keeps the users it has and gets no new ones")
+    def drain(self, target: str, rate: float = 0.0) -> str:
+        """New users go elsewhere, those it has stay until they end; with a rate its mailboxes move away, so many in a
+        second.
+        """
+        if not rate:
+            return self._set_state(target, "draining", "drains: it keeps the users it has and gets no new ones")
+        pool = self.pool(self.find(target)[0])
+        if not any(isinstance(key, MailboxKey) for key in pool.persistence):
+            raise Refused(f"pool {pool.name} does not keep mailboxes on one server: there is nothing to move at a rate")
+        words = f"drains: it gets no new users, and its mailboxes move away, {format_rate(rate)}"
+        return self._set_state(target, "draining", words, rate)
 
     def undrain(self, target: str) -> str:
         """The reverse of drain; refused for a disabled server."""
@@ -273,14 +282,15 @@ class Operator:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _set_state(self, target: str, state: str, words: str) -> str:
+    def _set_state(self, target: str, state: str, words: str, rate: float = 0.0) -> str:
         pool, name, servers = self.find(target)
-        if all(server.state == state for server in servers):
+        old = self.node.overrides.of(pool, name)
+        if all(server.state == state for server in servers) and rate == (old.drain_rate if old is not None else 0.0):
             return f"{pool}/{name} {words} (as before)"
 
         def change(old: Override, own: bool) -> Override:
             value, since = (state, self.node.wall()) if own else ("", "")
-            return msgspec.structs.replace(old, state=value, state_since=since)
+            return msgspec.structs.replace(old, state=value, state_since=since, drain_rate=rate if own else 0.0)
 
         self._override(pool, name, change)
         return self._done(f"{pool}/{name} {words}")

@@ -27,6 +27,7 @@ class Override(msgspec.Struct, omit_defaults=True):
     state_since: str = ""
     weight: int = -1
     weight_since: str = ""
+    drain_rate: float = 0.0  # of a server that drains: mailboxes that leave it in a second; 0.0: when they end
 
     @property
     def empty(self) -> bool:

@@ -50,7 +50,7 @@ class Services:
         self.outliers = Outliers(node)
         self.certificates = Certificates(node)
         self.links = WorkerLinks(place.node, joined, self.outliers.result, changed)
-        self.admin = AdminServer(settings.admin_socket, node, view)
+        self.admin = AdminServer(settings.admin_socket, node, view, lambda: self._settings.move_hook)
         self.metrics: Metrics | None = None
 
     async def open(self) -> None:

@@ -7,7 +7,6 @@ the prefix of an address). `digest:HEX` is a key as `find` prints it.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -17,19 +16,18 @@ from l7lb.control.effective import limits_of_listener
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.control.operator import Refused
+from l7lb.control.state_client import ask_tables
 from l7lb.core.contracts import Stickiness
 from l7lb.core.errors import UnknownName
 from l7lb.core.facts import Facts
 from l7lb.core.keys import address_key, digest, session_digest, show_address
-from l7lb.core.snapshot import HeaderKey, InsertedCookie, LearnedCookie, PersistenceKey, Pool, SourceKey
-from l7lb.core.unixpath import short_path
+from l7lb.core.snapshot import HeaderKey, InsertedCookie, LearnedCookie, MailboxKey, PersistenceKey, Pool, SourceKey
 from l7lb.persistence import Tables, make_stickiness
-from l7lb.persistence.exchange import receive
-from l7lb.persistence.messages import LIMIT, PROTOCOL, Ask, BadMessage, Told, frame, from_state
+from l7lb.persistence.mailbox_pins import table_key, table_name
+from l7lb.persistence.messages import PROTOCOL, Ask, Told
 from l7lb.persistence.pins import write_pin
 from l7lb.persistence.setcookie import unquoted
 
-PATIENCE = 10.0  # seconds for an answer
 ENTRY = 190  # bytes of an entry in a process that users come to and leave (benchmarks/sticky.py)
 DIGEST = "digest:"
 KEYS = 8  # values of one client that are looked up
@@ -158,6 +156,8 @@ class StickyTables:
         """Keep a key on a server, whatever is learned, for so long; 0.0: for ever."""
         name, config = self._table(table)
         pool = self._pool(name)
+        if isinstance(config, MailboxKey):
+            raise Refused("a mailbox has one server at a time: `l7lb move MAILBOX SERVER` changes it")
         names = [one.name for one in pool.servers]
         if server not in names:
             raise UnknownName(f"pool {pool.name} has no server {server}: {suggestion(server, names)}")
@@ -215,6 +215,8 @@ class StickyTables:
                 if key is None:
                     raise Refused(f"{text} is not an address")
                 return key
+            case MailboxKey():
+                return table_key(text.encode())
             case LearnedCookie():
                 return digest(unquoted(text.encode()))
             case HeaderKey():
@@ -232,23 +234,7 @@ class StickyTables:
 
     async def _exchange_within(self, ask: Ask) -> Told:
         """The answer, which may be a problem. Raises Refused where there is none."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await self._exchange(ask)
-        except (OSError, EOFError, TimeoutError, BadMessage, msgspec.MsgspecError) as error:
-            raise Refused(f"the state process does not answer: {str(error) or type(error).__name__}") from None
-
-    async def _exchange(self, ask: Ask) -> Told:
-        with short_path(self._path) as path:
-            reader, writer = await asyncio.open_unix_connection(path, limit=LIMIT)
-        try:
-            writer.write(frame(ask))
-            told = from_state.decode(await receive(reader))
-        finally:
-            writer.transport.abort()
-        if not isinstance(told, Told):
-            raise BadMessage("another answer than was asked for")
-        return told
+        return await ask_tables(self._path, ask)
 
 
 def tables_of(pool: Pool) -> list[tuple[str, PersistenceKey]]:
@@ -264,6 +250,8 @@ def tables_of(pool: Pool) -> list[tuple[str, PersistenceKey]]:
                 found.append((f"{pool.name}/header/{key.name.lower()}", key))
             case SourceKey():
                 found.append((f"{pool.name}/source", key))
+            case MailboxKey():
+                found.append((table_name(pool.name), key))
             case _:
                 found.append((f"{pool.name}/tls_session", key))
     return found
@@ -275,6 +263,8 @@ def keys_of(config: PersistenceKey, facts: Facts) -> list[bytes]:
         case SourceKey():
             key = address_key(facts.source, config.prefix4, config.prefix6)
             return [key] if key is not None else []
+        case MailboxKey():
+            return [table_key(facts.mailbox)] if facts.mailbox else []
         case LearnedCookie():
             return [digest(unquoted(value)) for value in facts.cookie(config.name.encode())[:KEYS]]
         case HeaderKey():
@@ -284,6 +274,8 @@ def keys_of(config: PersistenceKey, facts: Facts) -> list[bytes]:
 
 def show_key(config: PersistenceKey, key: bytes) -> str:
     """A table's key in words: an address, or the digest."""
+    if isinstance(config, MailboxKey):
+        return key.decode("utf-8", "backslashreplace")
     address = show_address(key) if isinstance(config, SourceKey) else ""
     return address or DIGEST + key.hex()
 

@@ -35,7 +35,7 @@ from l7lb.control.systemd import Notifier
 from l7lb.core import messages
 from l7lb.core.contracts import ProtocolSpec
 from l7lb.core.errors import ConfigurationError, L7lbError, Problem
-from l7lb.core.messages import SessionRow
+from l7lb.core.messages import ALL_SESSIONS, SessionRow, Wanted
 from l7lb.proxy.workers.children import WORKER
 
 log = structlog.get_logger("l7lb.supervisor")
@@ -212,9 +212,9 @@ class Supervisor:
         """See SupervisorView."""
         return describe(self)
 
-    async def sessions(self, limit: int) -> list[SessionRow]:
+    async def sessions(self, limit: int, wanted: Wanted = ALL_SESSIONS) -> list[SessionRow]:
         """See SupervisorView."""
-        return await self.services.links.sessions(limit)
+        return await self.services.links.sessions(limit, wanted)
 
     async def in_force(self) -> None:
         """See SupervisorView."""

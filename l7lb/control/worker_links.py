@@ -131,7 +131,7 @@ class WorkerLinks:
         """Why a worker can't use the configuration that it got last; "" where all can."""
         return next((link.problem for link in self.links.values() if link.configured and link.problem), "")
 
-    async def sessions(self, limit: int) -> list[SessionRow]:
+    async def sessions(self, limit: int, wanted: messages.Wanted) -> list[SessionRow]:
         """What all workers have in progress, so many rows at most; those that don't answer in time are left out."""
         self._questions += 1
         number = self._questions
@@ -141,7 +141,7 @@ class WorkerLinks:
         rows: list[SessionRow] = []
         complete = asyncio.Event()
         self._answers[number] = asked, rows, complete
-        frame = wire.frame(messages.AskSessions(number, limit))
+        frame = wire.frame(messages.AskSessions(number, limit, wanted))
         for pid in list(asked):
             self.links[pid].send(frame)
         try:

@@ -7,6 +7,8 @@ that loses its supervisor goes on with what it knows and connects again.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from l7lb.core.snapshot import Snapshot
@@ -43,11 +45,25 @@ class Drain(msgspec.Struct, tag="drain"):
     patient: bool = True
 
 
+class Wanted(msgspec.Struct):
+    """Which sessions are wanted: all that have one of these mailboxes, this protocol, a client in this network. What
+    is empty is not asked.
+    """
+
+    mailboxes: list[str] = []
+    protocol: str = ""
+    network: str = ""
+
+
+ALL_SESSIONS: Final = Wanted()
+
+
 class AskSessions(msgspec.Struct, tag="ask-sessions"):
     """List what is in progress, so many at most."""
 
     question: int
     limit: int
+    wanted: Wanted = msgspec.field(default_factory=Wanted)
 
 
 class ReopenLogs(msgspec.Struct, tag="reopen-logs"):

@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from time import monotonic
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from l7lb.core.contracts import ProtocolSpec, SessionFactory
 from l7lb.core.dates import DATES
 from l7lb.core.directory import Directories
-from l7lb.core.messages import ServerHealth, ServerResult, SessionRow
+from l7lb.core.messages import ALL_SESSIONS, ServerHealth, ServerResult, SessionRow, Wanted
 from l7lb.core.record import AccessRecord
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Limit, Listener, Pool, ServerTls, Snapshot
@@ -375,18 +376,24 @@ class Runtime:
         """Open client connections."""
         return sum(len(state.connections) for state in (*self.listeners.values(), *self._leaving))
 
-    def sessions(self, limit: int) -> list[SessionRow]:
+    def sessions(self, limit: int, wanted: Wanted = ALL_SESSIONS) -> list[SessionRow]:
         """What is in progress, so many at most; idle keep-alive connections are not listed."""
         rows: list[SessionRow] = []
         offset = time.time() - monotonic()
+        network = ip_network(wanted.network) if wanted.network else None
         for state in (*self.listeners.values(), *self._leaving):
+            if wanted.protocol and state.config.protocol != wanted.protocol:
+                continue
             for connection in state.carriers():
                 ticket = connection.ticket
-                if ticket is None:
+                if ticket is None or (network is not None and not _inside(connection.peer.client, network)):
+                    continue
+                about = connection.session.describe()
+                mailbox = about.get("mailbox") or ticket.facts.mailbox.decode("utf-8", "backslashreplace")
+                if wanted.mailboxes and mailbox not in wanted.mailboxes:
                     continue
                 if len(rows) >= limit:
                     return rows
-                about = connection.session.describe()
                 rows.append(
                     SessionRow(
                         protocol=state.config.protocol,
@@ -395,7 +402,7 @@ class Runtime:
                         pool=ticket.pool.name,
                         server=ticket.server.name,
                         since=timestamp(connection.since + offset),
-                        mailbox=about.get("mailbox", ""),
+                        mailbox=mailbox,
                         detail=about.get("detail", ""),
                     )
                 )
@@ -441,3 +448,10 @@ class Runtime:
             timer.cancel()
         if self._log is not None:
             self._log.close()
+
+
+def _inside(client: str, network: IPv4Network | IPv6Network) -> bool:
+    try:
+        return ip_address(client.partition("%")[0]) in network
+    except ValueError:
+        return False  # a unix socket's client

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from node_process import NodeProcess
 
-from l7lb.core.messages import SessionRow
+from l7lb.core.messages import ALL_SESSIONS, SessionRow, Wanted
 from l7lb.core.snapshot import Address, Listener, Pool, Route, Server, Snapshot, ToPool
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import Counts
@@ -117,7 +117,7 @@ class FakeSupervisor:
             "reload": {"time": 1767225600.0, "ok": True, "problems": []},
         }
 
-    async def sessions(self, limit: int) -> list[SessionRow]:
+    async def sessions(self, limit: int, wanted: Wanted = ALL_SESSIONS) -> list[SessionRow]:
         return self.rows[:limit]
 
     async def reload(self) -> list[str]:

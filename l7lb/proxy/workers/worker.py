@@ -245,7 +245,8 @@ class Worker:
             case messages.Drain():
                 self.leave(message.seconds, message.patient)
             case messages.AskSessions():
-                self.report(messages.Sessions(message.question, self.runtime.sessions(message.limit)))
+                rows = self.runtime.sessions(message.limit, message.wanted)
+                self.report(messages.Sessions(message.question, rows))
             case messages.ReopenLogs():
                 self.runtime.reopen_logs()
 
