@@ -9,7 +9,7 @@ import pytest
 import trustme
 from config_marking import check, check_warnings
 
-from l7lb.config import load
+from l7lb.config import MoveHook, load
 from l7lb.core.errors import ConfigurationError
 from l7lb.core.snapshot import (
     Address,
@@ -455,6 +455,25 @@ ADDRESSES = [
 ]
 
 
+MAILBOXES = [
+    ("move_hook: ▸[]", "at least"),
+    ("move_hook: [/bin/true, ▸'{who}']", '"{who}" is nothing that a move knows'),
+    ("move_hook: [/bin/true], move_hook_timeout: ▸2m", "must be at most 60s"),
+    ("▸hook: [a]", '"hook" is not known here'),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), MAILBOXES, ids=[keys for keys, _ in MAILBOXES])
+def test_mailboxes(keys: str, message: str) -> None:
+    check(mail(top=f"mailboxes: {{{keys}}}"), message)
+
+
+def test_a_move_s_hook() -> None:
+    assert load("x.yaml", text=mail()).settings.move_hook is None
+    text = mail(top="mailboxes: {move_hook: [/bin/true, '{mailbox}:{to}'], move_hook_timeout: 5s}")
+    assert load("x.yaml", text=text).settings.move_hook == MoveHook(("/bin/true", "{mailbox}:{to}"), 5.0)
+
+
 @pytest.mark.parametrize(("keys", "message"), ADDRESSES, ids=[keys for keys, _ in ADDRESSES])
 def test_addresses(keys: str, message: str) -> None:
     check(mail(top=f"addresses: {{{keys}}}"), message)
@@ -551,4 +570,4 @@ def test_a_check_of_several_protocols_has_their_ports() -> None:
 
 def cases() -> list[tuple[Any, ...]]:
     """All that are tried one by one here."""
-    return [*LDAP, *DIRECTORIES, *LISTENER, *SMTP, *RULES, *SERVER, *POOL, *ADDRESSES]
+    return [*LDAP, *DIRECTORIES, *LISTENER, *SMTP, *RULES, *SERVER, *POOL, *ADDRESSES, *MAILBOXES]
