@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "control"))
 sys.path.append(str(Path(__file__).parent.parent / "routing" / "directory"))  # slapd's
 
+from mail_site import Contract
 from scenario_node import Nginx, find
+
+from l7lb.demo import mailservers
 
 
 @pytest.fixture
@@ -20,6 +24,16 @@ def servers(tmp_path: Path) -> Iterator[list[Nginx]]:
     """Two real servers."""
     with Nginx(tmp_path, "web1") as one, Nginx(tmp_path, "web2") as two:
         yield [one, two]
+
+
+@pytest.fixture(scope="session")
+def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
+    """The mail cluster of the contract's file. Whoever kills one of its servers starts it again."""
+    if why := mailservers.missing():
+        pytest.skip(why)
+    with contextlib.closing(Contract(tmp_path_factory.mktemp("contract"))) as made:
+        made.start()
+        yield made
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from node_process import NodeProcess, free_port, wait_for
 
-__all__ = ["free_port", "wait_for", "Node", "Nginx", "Wrk", "find", "resident", "l7lb"]
+__all__ = ["free_port", "wait_for", "Node", "Nginx", "Wrk", "find", "resident", "l7lb", "l7lb_command"]
 
 
 def find(program: str) -> str | None:
@@ -28,8 +28,13 @@ def find(program: str) -> str | None:
 
 def l7lb(node: Node, *words: str) -> str:
     """One of the commands, as an operator types it."""
+    return l7lb_command(*words, "--admin", str(node.directory / "run" / "admin.sock"))
+
+
+def l7lb_command(*words: str) -> str:
+    """The same with the options that it needs."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "l7lb.cli", *words, "--admin", str(node.directory / "run" / "admin.sock")],
+        [sys.executable, "-P", "-m", "l7lb.cli", *words],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
