@@ -16,7 +16,7 @@ COMPILER_PACKAGES := gcc=gcc /usr/include/python3*/Python.h=python3-dev
 BASE_PACKAGES := python3:venv=python3-venv python3:ensurepip=python3-venv
 REAL_PACKAGES := curl=curl nginx=nginx-light haproxy=haproxy wrk=wrk h2load=nghttp2-client ip=iproute2 ss=iproute2 \
 	ping=iputils-ping ps=procps strace=strace taskset=util-linux openssl=openssl nghttp=nghttp2-client sslscan=sslscan \
-	systemd-analyze=systemd swaks=swaks mbsync=isync fetchmail=fetchmail ldapsearch=ldap-utils
+	systemd-analyze=systemd swaks=swaks /usr/lib/*/perl5/*/Net/SSLeay.pm=libnet-ssleay-perl mbsync=isync fetchmail=fetchmail ldapsearch=ldap-utils
 MAIL_PACKAGES := /usr/lib/dovecot/imap-login=dovecot-imapd /usr/lib/dovecot/pop3-login=dovecot-pop3d \
 	/usr/lib/dovecot/lmtp=dovecot-lmtpd /usr/lib/dovecot/submission-login=dovecot-submissiond \
 	/usr/lib/dovecot/managesieve-login=dovecot-managesieved sievec=dovecot-sieve postfix=postfix slapd=slapd

@@ -196,12 +196,12 @@ class Sieve:
             lines.append(line)
 
 
-def message(sender: str, recipient: str, text: str, message_id: str = "") -> EmailMessage:
-    """A small message."""
+def message(sender: str, recipient: str, subject: str, body: str = "") -> EmailMessage:
+    """A message with a Message-ID of its own."""
     made = EmailMessage()
-    made["From"], made["To"], made["Subject"] = sender, recipient, text
-    made["Message-ID"] = message_id or make_msgid(domain="client.example.org")
-    made.set_content(f"{text}\n")
+    made["From"], made["To"], made["Subject"] = sender, recipient, subject
+    made["Message-ID"] = make_msgid(domain="client.example.org")
+    made.set_content(f"{body or subject}\n")
     return made
 
 

@@ -41,7 +41,7 @@ def prepare(directory: Path) -> None:
     certs = directory / "certs"
     (directory / "secrets").mkdir(parents=True, exist_ok=True)
     certs.mkdir(exist_ok=True)
-    secure.make_certificate(certs, "mail", [HOST, "127.0.0.1"])
+    secure.make_certificate(certs, "mail", [HOST, "localhost", "127.0.0.1"])
     secure.make_certificate(certs, "servers", ["127.0.0.1"])
     shutil.copy(certs / "servers.pem", certs / "ca.pem")  # it is its own authority
     secret = directory / "secrets" / "ldap"

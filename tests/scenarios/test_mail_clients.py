@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from email.utils import make_msgid
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from mail_site import Contract, run
 
 from l7lb.demo.mailclients import Lmtp, message
+from l7lb.demo.mailcluster import HOST
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
 ELSEWHERE = "sender@elsewhere.example"
@@ -26,7 +26,7 @@ def fill(contract: Contract, person: str, count: int, server: str = "mx1") -> li
     ids = []
     with contextlib.closing(Lmtp(deliver)) as client:
         for number in range(count):
-            made = message(ELSEWHERE, f"{person}@example.com", f"number {number}\n" + "x" * 70 * number)
+            made = message(ELSEWHERE, f"{person}@example.com", f"number {number}", body="x " * 300 * number)
             assert [code for code, _ in client.deliver(ELSEWHERE, [f"{person}@example.com"], made.as_bytes())] == [250]
             ids.append(str(made["Message-ID"]))
         client.quit()
@@ -73,7 +73,7 @@ def swaks(contract: Contract, listener: str, *words: str, expected: int = 0) -> 
     server = ("--server", "127.0.0.1", "--port", port(contract, listener), "--timeout", "20s")
     run(
         "swaks", *server, "--helo", "client.example.org", "--from", "alice@example.com", "--header",
-        f"Message-ID: {message_id}", *words, expected=expected,
+        f"Message-Id: {message_id}", *words, expected=expected,
     )  # fmt: skip
     return message_id
 
@@ -108,17 +108,20 @@ def test_swaks_with_a_wrong_password(contract: Contract) -> None:
 
 MBSYNC = """
 IMAPAccount there
-Host 127.0.0.1
+Host localhost
 Port {port}
 User grace
 Pass "{secret}"
 SSLType {tls}
 {certificate}
+
 IMAPStore far
 Account there
+
 MaildirStore near
 Path {folder}/
 Inbox {folder}/inbox
+
 Channel all
 Far :far:
 Near :near:
@@ -170,14 +173,11 @@ def test_fetchmail_empties_a_mailbox(contract: Contract, tmp_path: Path, protoco
     file.touch(mode=0o600)
     file.write_text(
         f'poll 127.0.0.1 protocol {protocol} port {port(contract, protocol)} user "heidi@example.com" '
-        f'password "{contract.secret("heidi")}" ssl proto "TLS1.2+" sslproto "TLS1.2+" sslcertck '
-        f'sslcertfile "{contract.directory}/certs/mail.pem" fetchall mda "cat >> {tmp_path}/got"\n'.replace(
-            'ssl proto "TLS1.2+" ', ""
-        )
+        f'password "{contract.secret("heidi")}" sslproto "TLS1.2+" sslcertck sslcommonname {HOST} '
+        f'sslcertfile "{contract.directory}/certs/mail.pem" fetchall mda "cat >> {tmp_path}/got"\n'
     )
     environment = {"HOME": str(tmp_path), "FETCHMAILHOME": str(tmp_path)}
     run("env", *(f"{name}={value}" for name, value in environment.items()), "fetchmail", "-f", str(file), "--silent")
     got = (tmp_path / "got").read_text()
     assert all(got.count(f"Message-ID: {one}") == 1 for one in ids)
     assert contract.site.message_ids("heidi") == []
-    assert os.path.getsize(tmp_path / "got") > 0
