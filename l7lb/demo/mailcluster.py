@@ -8,7 +8,8 @@ The configuration is the operator's own; only its ports are others. The files th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from l7lb.config import load
@@ -56,6 +57,7 @@ class MailCluster(Cluster):
     def __init__(self, text: str, directory: Path, keep_ports: bool = False, people: Iterable[Person] = PEOPLE) -> None:
         prepare(directory)
         super().__init__(text, directory, keep_ports)
+        self.deaths: list[tuple[str, int]] = []  # the servers that were killed, and when
         certs = directory / "certs"
         snapshot = load(self.config).snapshot
         self.people = {one.name: one for one in people}
@@ -114,7 +116,37 @@ class MailCluster(Cluster):
 
     def kill(self, name: str) -> int:
         """Kill a server with -9; returns the number of its Dovecot's process."""
-        return self.mail[name].kill()
+        number = self.mail[name].kill()
+        self.deaths.append((name, int(time.time())))
+        return number
+
+    def overlaps(self) -> list[str]:
+        """Where two servers had one mailbox at the same time, by their own logs, in words; it must be empty.
+
+        The logs count whole seconds: what overlaps by less is not seen.
+        """
+        found = []
+        for person in self.people:
+            spans = [span for name in self.mail for span in self._spans(name, person)]
+            spans.sort()
+            for number, (begin, end, name, what) in enumerate(spans):
+                for later, _, other, another in spans[number + 1 :]:
+                    if later >= end:
+                        break
+                    if other != name and later > begin:
+                        found.append(
+                            f"{person}: {what} on {name} from {begin} to {end}, {another} on {other} at {later}"
+                        )
+        return found
+
+    def _spans(self, name: str, person: str) -> Iterator[tuple[int, int, str, str]]:
+        """When that server had the mailbox, as from, to, its name, and what it was."""
+        server, now = self.mail[name], int(time.time())
+        for one in server.served(person):
+            death = min((at for dead, at in self.deaths if dead == name and at >= one.begin), default=now)
+            yield one.begin, min(one.end if one.end is not None else now, death), name, one.protocol
+        for delivery in server.delivered(person):
+            yield delivery.at, delivery.at, name, "a delivery"
 
     def stored(self, message_ids: Iterable[str]) -> dict[str, list[str]]:
         """In whose stores each of these messages is, as often as it is there."""
@@ -124,6 +156,10 @@ class MailCluster(Cluster):
                 if each in found:
                     found[each].append(person)
         return found
+
+    def in_doubt(self) -> set[str]:
+        """The Message-IDs that may be stored twice, because a server died with the answer."""
+        return {each for server in self.mail.values() for each in server.in_doubt()}
 
     def close(self) -> None:
         """End everything, whatever it takes."""

@@ -56,6 +56,9 @@ LOGOUT = re.compile(
 )
 # 1795537059 lmtp(alice)<29749><yZYlC6O4BWs1dAAAg+zDdQ>: Info: sieve: msgid=<1@x>: stored mail into mailbox 'INBOX'
 DELIVERY = re.compile(r"(?m)^(\d+) lmtp\(([^)]*)\)<\d+><[^>]+>: Info: (?:sieve: )?msgid=(\S*): (?:stored|saved) mail")
+# postfix/lmtp[2323]: B9B0721E097: to=<...>, ..., status=deferred (lost connection with ... while sending end of data
+IN_DOUBT = re.compile(r"/lmtp\[\d+\]: (\w+): .*status=deferred \(.*(?:end of data|end of DATA|DATA content)")
+QUEUED = re.compile(r"/cleanup\[\d+\]: (\w+): message-id=(\S+)")
 
 
 class Served(NamedTuple):
@@ -240,6 +243,12 @@ class MailServer:
             program.check()
         return answers(port)
 
+    @property
+    def pid(self) -> int:
+        """The number of Dovecot's process; 0 where it doesn't run."""
+        process = self._programs[0].process
+        return process.pid if process is not None else 0
+
     def kill(self) -> int:
         """Kill all of it with -9; returns the number of Dovecot's process."""
         numbers = [program.kill() for program in self._programs]
@@ -280,6 +289,14 @@ class MailServer:
         """The messages that came to it by LMTP."""
         found = (Delivered(name, message_id, int(at)) for at, name, message_id in DELIVERY.findall(self.log()))
         return [one for one in found if user in ("", one.user)]
+
+    def in_doubt(self) -> set[str]:
+        """The Message-IDs that its Postfix has sent to the end of their data without an answer that told what became
+        of them: it has to send them again, and they may be stored twice (RFC 1047).
+        """
+        text = self.relay_log()
+        queue_ids = set(IN_DOUBT.findall(text))
+        return {message_id for queue_id, message_id in QUEUED.findall(text) if queue_id in queue_ids}
 
     def queued(self) -> int:
         """The messages that its Postfix has taken and not yet handed on."""
