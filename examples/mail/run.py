@@ -4,9 +4,9 @@ and goes on until ^C. See README.md for what to try. It needs root, because Dove
 
     examples/mail/run.py [--directory DIRECTORY] [--free-ports] [--quiet] [--once]
 
-The node runs with a copy of l7lb.yaml in DIRECTORY (default: here, in work/), whose ports are others where those of the
-file are taken, or all of them with --free-ports. That copy is the one to change and to reload. --quiet starts everything
-without the show; --once ends when the show is over.
+The node runs with a copy of l7lb.yaml in DIRECTORY (default: here, in work/), whose ports are others where those of
+the file are taken, or all of them with --free-ports. That copy is the one to change and to reload. --quiet starts
+everything without the show; --once ends when the show is over.
 """
 
 from __future__ import annotations
