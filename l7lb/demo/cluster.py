@@ -63,25 +63,26 @@ def is_free(port: int) -> bool:
 
 
 def place(text: str, keep: bool) -> str:
-    """The configuration with ports that are free; ``keep`` leaves those that are free already."""
-    taken: dict[str, str] = {}
+    """The configuration with ports that are free; ``keep`` leaves those that are free already.
+
+    The ports of a server that has several are its own, also where an address of the node has the same.
+    """
+    addresses: dict[str, str] = {}
+    ports: dict[str, str] = {}
     chance = random.SystemRandom()
 
-    def other(port: str) -> str:
-        if port not in taken:
-            if not keep or not is_free(int(port)):
-                tries = (chance.choice(PORTS) for _ in range(1000))
-                known = set(taken.values())
-                taken[port] = next(str(one) for one in tries if str(one) not in known and is_free(one))
-            else:
-                taken[port] = port
-        return taken[port]
+    def other(port: str, known: dict[str, str]) -> str:
+        if port not in known:
+            taken = {*addresses.values(), *ports.values()}
+            tries = (port if keep else "", *(str(chance.choice(PORTS)) for _ in range(1000)))
+            known[port] = next(one for one in tries if one and one not in taken and is_free(int(one)))
+        return known[port]
 
     def others(found: re.Match[str]) -> str:
-        return re.sub(r"(?<=: )[0-9]+", lambda number: other(number[0]), found[0])
+        return re.sub(r"(?<=: )[0-9]+", lambda number: other(number[0], ports), found[0])
 
-    text = PORTS_OF_ONE.sub(others, text)
-    return ADDRESS.sub(lambda found: f"127.0.0.1:{other(found[1])}", text)
+    text = ADDRESS.sub(lambda found: f"127.0.0.1:{other(found[1], addresses)}", text)
+    return PORTS_OF_ONE.sub(others, text)
 
 
 class Cluster:
