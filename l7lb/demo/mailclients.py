@@ -89,7 +89,7 @@ class Pop(poplib.POP3):
 
 
 class Smtp(smtplib.SMTP):
-    """SMTP, submission; ``server()`` asks for the name of who is there."""
+    """SMTP, submission; which server it was only the node and the server's log tell."""
 
     def __init__(self, target: Target, name: str = "client.example.org") -> None:
         self.target = target
@@ -99,10 +99,6 @@ class Smtp(smtplib.SMTP):
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         return self.target.connect()
-
-    def server(self) -> str:
-        """The server's name, once it is the server that answers: behind a login."""
-        return self.ehlo()[1].decode().splitlines()[0].partition(".")[0]
 
 
 class Lmtp(smtplib.LMTP):
@@ -118,11 +114,16 @@ class Lmtp(smtplib.LMTP):
         answers = [self.rcpt(each) for each in recipients]
         accepted = [code == 250 for code, _ in answers]
         if any(accepted):
-            found = [self.data(message)]
+            found = [self.data(on_the_wire(message))]
             found += [self.getreply() for _ in range(sum(accepted) - 1)]
             replies = iter(found)
             answers = [next(replies) if good else answer for good, answer in zip(accepted, answers, strict=True)]
         return answers
+
+
+def on_the_wire(text: bytes) -> bytes:
+    """A message with CRLF at the end of each line, as SMTP and LMTP want it."""
+    return b"\r\n".join(text.splitlines()) + b"\r\n"
 
 
 class SieveError(Exception):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from email.message import EmailMessage
 from typing import Self
 
-from l7lb.demo.mailclients import Imap, Smtp, Target, message, quietly
+from l7lb.demo.mailclients import Imap, Smtp, Target, message, on_the_wire, quietly
 
 RETRY = 0.3  # seconds until what was refused for now is tried again
 
@@ -82,7 +82,7 @@ class Flow:
                         self._judge(code, answer)
                         return "later"
                 behind_data = True
-                code, answer = client.data(made.as_bytes())
+                code, answer = client.data(on_the_wire(made.as_bytes()))
                 if code == 250:
                     with contextlib.suppress(OSError, smtplib.SMTPException):
                         client.quit()
