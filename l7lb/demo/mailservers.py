@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -299,9 +300,15 @@ class MailServer:
         return {message_id for queue_id, message_id in QUEUED.findall(text) if queue_id in queue_ids}
 
     def queued(self) -> int:
-        """The messages that its Postfix has taken and not yet handed on."""
-        folders = ("incoming", "active", "deferred", "maildrop")
-        return sum(1 for name in folders for path in (self.own / "queue" / name).rglob("*") if path.is_file())
+        """The messages that its Postfix has answered for and not yet handed on."""
+        found = 0
+        for name in ("incoming", "active", "deferred", "maildrop"):
+            for path in (self.own / "queue" / name).rglob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    mode = path.stat().st_mode
+                    # What has no execute bit was never complete: Postfix had not answered for it as it was killed.
+                    found += stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)
+        return found
 
 
 class Slapd:
