@@ -58,10 +58,16 @@ class Imap(imaplib.IMAP4):
         self.target = target
         super().__init__(target.host, target.port)
         if target.certificate is not None and not target.implicit:
-            self.starttls(target.context())
+            with closed_by_failure(self.hang_up):
+                self.starttls(target.context())
 
     def _create_socket(self, timeout: float | None) -> socket.socket:
         return self.target.connect()
+
+    def hang_up(self) -> None:
+        """Close the connection without a word."""
+        with contextlib.suppress(OSError):
+            self.shutdown()
 
     def server(self) -> str:
         """The server's name."""
@@ -80,12 +86,20 @@ class Pop(poplib.POP3):
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        super().__init__(target.host, target.port, SECONDS)
-        if target.certificate is not None and not target.implicit:
-            self.stls(target.context())
+        with closed_by_failure(self.hang_up):
+            super().__init__(target.host, target.port, SECONDS)
+            if target.certificate is not None and not target.implicit:
+                self.stls(target.context())
 
     def _create_socket(self, timeout: float) -> socket.socket:
-        return self.target.connect()
+        self._socket = self.target.connect()
+        return self._socket
+
+    def hang_up(self) -> None:
+        """Close the connection without a word."""
+        with contextlib.suppress(OSError, AttributeError):  # where even the greeting was missing there is no file yet
+            self.close()
+        self._socket.close()
 
 
 class Smtp(smtplib.SMTP):
@@ -95,7 +109,13 @@ class Smtp(smtplib.SMTP):
         self.target = target
         super().__init__(target.host, target.port, name, SECONDS)
         if target.certificate is not None and not target.implicit:
-            self.starttls(context=target.context())
+            with closed_by_failure(self.hang_up):
+                self.starttls(context=target.context())
+
+    def hang_up(self) -> None:
+        """Close the connection without a word."""
+        with contextlib.suppress(OSError):
+            self.close()
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         return self.target.connect()
@@ -106,6 +126,10 @@ class Lmtp(smtplib.LMTP):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target.host, target.port, "client.example.org")
+
+    def hang_up(self) -> None:
+        """Close the connection without a word."""
+        self.close()
 
     def deliver(self, sender: str, recipients: Sequence[str], message: bytes) -> list[tuple[int, bytes]]:
         """The replies to RCPT that refused, or to the end of data: one for each recipient, in their order."""
@@ -136,19 +160,20 @@ class Sieve:
     def __init__(self, target: Target) -> None:
         self._sock = target.connect()
         self._file = self._sock.makefile("rb")
-        self.capabilities = self._answer()
-        if target.certificate is not None and not target.implicit:
-            self.command("STARTTLS")
-            self._file.close()
-            self._sock = target.context().wrap_socket(self._sock, server_hostname=target.host)
-            self._file = self._sock.makefile("rb")
+        with closed_by_failure(self.hang_up):
             self.capabilities = self._answer()
+            if target.certificate is not None and not target.implicit:
+                self.command("STARTTLS")
+                self._file.close()
+                self._sock = target.context().wrap_socket(self._sock, server_hostname=target.host)
+                self._file = self._sock.makefile("rb")
+                self.capabilities = self._answer()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self.hang_up()
 
     def command(self, text: str) -> list[str]:
         """The lines that a command is answered with. Raises SieveError where it is refused."""
@@ -173,12 +198,11 @@ class Sieve:
         self.command(f'SETACTIVE "{name}"')
 
     def logout(self) -> None:
-        """Say goodbye and close."""
+        """Say goodbye."""
         self.command("LOGOUT")
-        self.close()
 
-    def close(self) -> None:
-        """Close the connection."""
+    def hang_up(self) -> None:
+        """Close the connection without a word."""
         self._file.close()
         self._sock.close()
 
@@ -204,10 +228,22 @@ def message(sender: str, recipient: str, subject: str, body: str = "") -> EmailM
 
 
 @contextlib.contextmanager
-def quietly(close: Callable[[], object]) -> Iterator[None]:
-    """Close at the end, also where the connection is gone by then."""
+def closed_by_failure(hang_up: Callable[[], object]) -> Iterator[None]:
+    """Close the connection where what is inside fails."""
+    try:
+        yield
+    except BaseException:
+        hang_up()
+        raise
+
+
+@contextlib.contextmanager
+def quietly(client: Imap | Pop | Smtp | Lmtp | Sieve) -> Iterator[None]:
+    """Say goodbye at the end, and close, also where the connection is gone by then."""
     try:
         yield
     finally:
+        bye = client.logout if isinstance(client, (Imap, Sieve)) else client.quit
         with contextlib.suppress(OSError, imaplib.IMAP4.error, poplib.error_proto, smtplib.SMTPException, SieveError):
-            close()
+            bye()
+        client.hang_up()

@@ -75,7 +75,7 @@ class Flow:
         """``accepted``, ``doubtful`` or ``later``."""
         behind_data = False
         try:
-            with contextlib.closing(Smtp(self._target)) as client:
+            with quietly(client := Smtp(self._target)):
                 client.ehlo()
                 for code, answer in (client.mail(str(made["From"])), client.rcpt(recipient)):
                     if code != 250:
@@ -84,8 +84,6 @@ class Flow:
                 behind_data = True
                 code, answer = client.data(on_the_wire(made.as_bytes()))
                 if code == 250:
-                    with contextlib.suppress(OSError, smtplib.SMTPException):
-                        client.quit()
                     return "accepted"
                 self._judge(code, answer)
                 return "doubtful"
@@ -138,7 +136,7 @@ class Reader:
     def _session(self) -> None:
         """From a login to the session's end; raises what ended it, but for a refusal."""
         client = Imap(self._target)
-        with quietly(client.logout):
+        with quietly(client):
             try:
                 client.login(self.user, self._password)
             except imaplib.IMAP4.abort:

@@ -39,7 +39,7 @@ class Contract(MailCluster):
     def imap(self, person: str, login: str = "", listener: str = "imap", source: str = "127.0.0.1") -> Iterator[Imap]:
         """A session of IMAP."""
         client = Imap(self.target(listener, source))
-        with quietly(client.logout):
+        with quietly(client):
             client.login(login or self.people[person].address, self.secret(person))
             yield client
 
@@ -47,7 +47,7 @@ class Contract(MailCluster):
     def pop(self, person: str, login: str = "", source: str = "127.0.0.1") -> Iterator[Pop]:
         """A session of POP3."""
         client = Pop(self.target("pop3", source))
-        with quietly(client.quit):
+        with quietly(client):
             client.user(login or self.people[person].address)
             client.pass_(self.secret(person))
             yield client
@@ -56,7 +56,7 @@ class Contract(MailCluster):
     def sieve(self, person: str, login: str = "", source: str = "127.0.0.1") -> Iterator[Sieve]:
         """A session of ManageSieve."""
         client = Sieve(self.target("sieve", source))
-        with quietly(client.logout):
+        with quietly(client):
             client.login(login or self.people[person].address, self.secret(person))
             yield client
 
@@ -64,7 +64,7 @@ class Contract(MailCluster):
     def submission(self, person: str, login: str = "", source: str = "127.0.0.1") -> Iterator[Smtp]:
         """A session of submission."""
         client = Smtp(self.target("submission", source))
-        with quietly(client.quit):
+        with quietly(client):
             client.login(login or self.people[person].address, self.secret(person))
             yield client
 
@@ -72,14 +72,14 @@ class Contract(MailCluster):
     def smtp(self, source: str = "127.0.0.1", tls: bool = True) -> Iterator[Smtp]:
         """A session of SMTP, as another mail server has it."""
         client = Smtp(self.target("mx", source, tls))
-        with quietly(client.quit):
+        with quietly(client):
             yield client
 
     @contextlib.contextmanager
     def lmtp(self) -> Iterator[Lmtp]:
         """A session of LMTP."""
         client = Lmtp(self.target("lmtp"))
-        with quietly(client.quit):
+        with quietly(client):
             yield client
 
     # --- what the servers say ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mail_site import Contract, run
 
-from l7lb.demo.mailclients import Lmtp, message
+from l7lb.demo.mailclients import Lmtp, message, on_the_wire
 from l7lb.demo.mailcluster import HOST
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
@@ -56,7 +56,7 @@ def test_curl_reads_by_imap_and_pop3(contract: Contract) -> None:
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
 def test_curl_sends_by_submission(contract: Contract, tmp_path: Path, mechanism: str) -> None:
     made = message("alice@example.com", "dave@example.com", "sent by curl")
-    (tmp_path / "mail").write_bytes(made.as_bytes())
+    (tmp_path / "mail").write_bytes(on_the_wire(made.as_bytes()))
     curl(
         contract, "--ssl-reqd", "--login-options", f"AUTH={mechanism}", "--mail-from", "alice@example.com",
         "--mail-rcpt", "dave@example.com", "--upload-file", str(tmp_path / "mail"),
