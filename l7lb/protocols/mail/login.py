@@ -173,8 +173,8 @@ class LoginSession(MailSession):
         if self.state == CLOSED:
             return []
         ended = self._ended_at(Failure.ENDED_HERE)
-        # Behind the login nobody knows whether this is the middle of an answer: the client sees an end.
-        said = [] if self.state in (TUNNEL, SECURING) else self.say(self.farewell(Failure.ENDED_HERE, why))
+        # Behind the login it is the proxy that sees whether this is the middle of an answer: then it leaves this out.
+        said = [] if self.state == SECURING else self.say(self.farewell(Failure.ENDED_HERE, why))
         return [*said, *self.close(Failure.ENDED_HERE, ended, now)]
 
     def moved(self, side: Side, count: int, now: float) -> list[Action]:

@@ -419,7 +419,7 @@ TABLE: dict[int, dict[str, tuple[int, list[str]]]] = {
         "server ends": (CLOSED, ["finished ok", "release", "close"]),
         "client resets": (CLOSED, ["finished client-closed@tunnel", "release reset", "abort"]),
         "time": (CLOSED, ["finished client-timeout@tunnel", "release reset", "abort"]),
-        "dismissed": (CLOSED, ["finished ended-here@tunnel", "release", "close"]),
+        "dismissed": (CLOSED, [MOVED, "finished ended-here@tunnel", "release", "close"]),
         "drain": (TUNNEL, []),
     },
     CLOSED: dict.fromkeys(EVENTS, (CLOSED, [])),

@@ -460,7 +460,7 @@ TABLE: dict[int, dict[str, tuple[int, list[str]]]] = {
             ["finished server-closed-inside@tunnel", "release reset server-closed-inside", "abort"],
         ),
         "time": (CLOSED, ["finished client-timeout@tunnel", "release reset", "abort"]),
-        "dismissed": (CLOSED, ["finished ended-here@tunnel", "release", "close"]),
+        "dismissed": (CLOSED, [MOVED, "finished ended-here@tunnel", "release", "close"]),
         "drain": (TUNNEL, []),
     },
     CLOSED: dict.fromkeys(EVENTS, (CLOSED, [])),
