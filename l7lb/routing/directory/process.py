@@ -46,7 +46,8 @@ WORKERS = 256  # connections
 UNREAD = 8 * 1024 * 1024  # bytes of answers that a worker may leave unread
 UNUSED = 60.0  # seconds after which a directory that no worker uses is closed
 TICK = 1.0
-ORPHANED = 3.0  # seconds without parent and workers: a new keeper starts another
+ORPHANED = 3.0  # seconds without workers, where the parent is gone
+ALONE = 60.0  # ... in any case: a node that has directories has workers, and its keeper starts another
 
 
 class Service:
@@ -200,8 +201,9 @@ class Worker(asyncio.Protocol):
 class DirectoryProcess:
     """See the module."""
 
-    def __init__(self, service: Service | None = None) -> None:
+    def __init__(self, service: Service | None = None, replaced: Callable[[], bool] = lambda: False) -> None:
         self.service = service or Service()
+        self._replaced = replaced
         self.workers: set[Worker] = set()
         self.ending = asyncio.Event()
         self._gone = asyncio.Event()
@@ -217,6 +219,8 @@ class DirectoryProcess:
         self.workers.discard(worker)
         self.service.leave(worker, self.now())
         self._gone.set()
+        if not self.workers and self._replaced():
+            self.ending.set()
 
     async def run(self, listening: socket.socket) -> None:
         """Serve until ``ending``, then answer those that are there until they have gone."""
@@ -243,10 +247,10 @@ class DirectoryProcess:
         while True:
             await asyncio.sleep(TICK)
             await self.service.tidy(self.now())
-            if self.workers or os.getppid() == self._parent:
+            if self.workers:
                 alone = self.now()
-            elif self.now() - alone > ORPHANED:
-                log.warning("the node is gone: ending")
+            elif self._replaced() or self.now() - alone > (ALONE if os.getppid() == self._parent else ORPHANED):
+                log.info("nobody needs this process any more: ending")
                 self.ending.set()
 
 
@@ -272,9 +276,17 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-async def serve(listening: socket.socket) -> None:
-    """Run until SIGTERM and the last worker's end."""
-    process = DirectoryProcess()
+def inode(path: Path) -> int:
+    """What tells one socket at a path from the next; 0: there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+async def serve(listening: socket.socket, path: Path, ours: int) -> None:
+    """Run until SIGTERM, or until it's replaced, and the last worker's end."""
+    process = DirectoryProcess(replaced=lambda: inode(path) != ours)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.ending.set)
     gc.freeze()
     await process.run(listening)
@@ -294,13 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         log.error("can't listen at %s: %s", options.socket, error.strerror or error)
         return 1
-    ours = os.stat(options.socket).st_ino
-    asyncio.run(serve(listening))
-    try:
-        if os.stat(options.socket).st_ino == ours:
-            options.socket.unlink()
-    except FileNotFoundError:
-        pass
+    ours = inode(options.socket)
+    asyncio.run(serve(listening, options.socket, ours))
+    if inode(options.socket) == ours:
+        options.socket.unlink(missing_ok=True)
     return 0
 
 

@@ -206,6 +206,21 @@ async def test_a_successor_takes_the_socket_and_the_predecessor_answers_until_it
 
 
 @pytest.mark.asyncio
+async def test_one_that_was_replaced_ends_by_itself_when_it_is_left(
+    socket_path: Path, users: Path, start: Start
+) -> None:
+    old = start()
+    async with linked(socket_path, file_directory(users)) as first:
+        await until(lambda: first.connected)
+        before = socket_path.stat().st_ino
+        start()
+        await until(lambda: socket_path.stat().st_ino != before)
+        assert (await ask(first, b"anna@example.com")).status == "found"
+    assert await asyncio.to_thread(old.wait, 20) == 0
+    assert socket_path.exists()
+
+
+@pytest.mark.asyncio
 async def test_a_reload_changes_the_directories(socket_path: Path, users: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("anna@example.com mx7\n")
