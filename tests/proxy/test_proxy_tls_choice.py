@@ -98,6 +98,7 @@ def test_the_protocol(run: Run, tmp_path: Path) -> None:
             client = await dial(node, context=context)
             assert client.tls.selected_alpn_protocol() == "http/1.1"
             (connection,) = node.runtime.listeners["web"].connections
+            await node.until(lambda: connection.peer.handshake)  # the client is through before the node is
             assert connection.peer.handshake is not None
             assert connection.peer.handshake.alpn == b"http/1.1"
             assert connection.peer.handshake.sni == b"example.com"

@@ -13,7 +13,9 @@ import trustme
 from proxy_scene import GET, LARGE, config, count, quiet, states
 from tls_scene import authority, dial, issued, tls_config, write, write_ca
 
+from l7lb.core.actions import CLIENT, SERVER, Side
 from l7lb.proxy import counts as columns
+from l7lb.proxy.connection import Connection
 from l7lb.testing import Node, Wire
 from l7lb.testing.tls import TlsWire
 
@@ -216,6 +218,17 @@ def test_a_body_until_the_end(run: Run, tmp_path: Path, regular: bool) -> None:
     run(scene())
 
 
+def waits_for(connection: Connection, side: Side) -> bool:
+    """Whether a side doesn't read, and the node holds no more for it than it may."""
+    upstream = connection.upstream
+    receiver = upstream if side is SERVER else connection
+    if upstream is None or receiver is None or connection._blocked()[0] is not side:
+        return False
+    pump = receiver.pump_out
+    assert len(receiver.out or b"") + (len(pump._buffer or b"") + pump._held if pump is not None else 0) <= 1024**2
+    return True
+
+
 @pytest.mark.parametrize("front", [False, True], ids=["plain client", "TLS client"])
 def test_large_bodies_both_ways(run: Run, tmp_path: Path, front: bool) -> None:
     """Both sides in TLS or one; the reader is slow, and what waits in between is bounded."""
@@ -233,18 +246,15 @@ def test_large_bodies_both_ways(run: Run, tmp_path: Path, front: bool) -> None:
                 for at in range(0, LARGE, 50_000):
                     await wire.send(b"x" * min(50_000, LARGE - at))
 
+            (connection,) = node.runtime.listeners["web"].connections
             sending = asyncio.ensure_future(flood(client))
-            for _ in range(15):
-                await asyncio.sleep(0.02)
-            assert not sending.done()
+            await node.until(lambda: waits_for(connection, SERVER))
             assert await count(server) == LARGE
             await sending
             await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE)
             await client.until(b"\r\n\r\n")
             sending = asyncio.ensure_future(flood(server))
-            for _ in range(15):
-                await asyncio.sleep(0.02)
-            assert not sending.done()
+            await node.until(lambda: waits_for(connection, CLIENT))
             assert await count(client) == LARGE
             await sending
             client.close()
