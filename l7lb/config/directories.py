@@ -42,7 +42,7 @@ def _url(value: str, schemes: tuple[str, ...], example: str) -> str:
 
 
 def _ldap_url(value: str) -> str:
-    _url(value, ("ldap", "ldaps"), "ldap://192.0.2.1:389 or ldaps://ldap.example.com")
+    _url(value, ("ldap", "ldaps", "ldapi"), "ldap://192.0.2.1:389 or ldaps://ldap.example.com")
     if urlsplit(value).path not in ("", "/") or "?" in value:
         raise wrong(f"{quoted(value)}: what is searched for is said by base and filter; write scheme, host and port")
     return value.rstrip("/")
@@ -141,7 +141,8 @@ class Ldap(Section):
     """LDAP servers."""
 
     urls: Annotated[list[LdapUrl], Field(min_length=1, max_length=16)] = Field(
-        description="The servers, tried in their order: ldap://HOST:PORT, or ldaps:// for TLS from the first byte."
+        description="The servers, tried in their order: ldap://HOST:PORT, ldaps:// for TLS from the first byte, "
+        "or ldapi:// with the escaped path of a unix socket."
     )
     base: Text = Field(description="Below which entry is searched, such as ou=people,dc=example,dc=com.")
     filter: Filter = Field(
@@ -165,8 +166,9 @@ class Ldap(Section):
     def check(self, reading: Reading) -> None:
         self._check_account(reading)
         plain = [url for url in self.urls if url.startswith("ldap://")]
-        encrypted = self.start_tls or len(plain) < len(self.urls)
-        if self.start_tls and len(plain) < len(self.urls):
+        implicit = any(url.startswith("ldaps://") for url in self.urls)
+        encrypted = self.start_tls or implicit
+        if self.start_tls and implicit:
             self.complain(reading, "ldaps:// is TLS already: use ldap:// with start_tls, or leave it out", "start_tls")
         if self.ca is not None:
             self._ca = take_ca(self, self.ca, "ca", reading)

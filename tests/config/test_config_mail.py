@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trustme
 from config_marking import check, check_warnings
@@ -29,6 +31,7 @@ from l7lb.core.snapshot import (
     decode,
     encode,
 )
+from l7lb.protocols.mail.settings import MailSettings
 
 LEAF = trustme.CA(key_type=trustme.KeyType.ECDSA).issue_cert("mail.example.com", key_type=trustme.KeyType.ECDSA)
 CLUSTER = (Path(__file__).parent / "mail.yaml").read_text()
@@ -108,7 +111,7 @@ def test_settings(cluster: Snapshot) -> None:
         "bad_commands": 10,
         "hops": 5,
         "line_bytes": 16384,
-        "literal_bytes": 16384,
+        "literal_bytes": 65536,
         "cleartext": "after-tls",
         "mechanisms": ["plain", "login", "xoauth2", "oauthbearer"],
         "failures_per_address": 10,
@@ -121,6 +124,13 @@ def test_settings(cluster: Snapshot) -> None:
     assert (by_name["mx"]["recipients"], by_name["mx"]["data_answer"]) == ("split", 660.0)
     assert "recipients" not in by_name["lmtp"]
     assert "sessions_per_mailbox" not in by_name["mx"]  # deliveries wait in the sender's queue, not here
+
+
+def test_settings_are_those_that_the_protocols_know(cluster: Snapshot) -> None:
+    for listener in cluster.listeners:
+        known = MailSettings.of(listener)
+        told = msgspec.json.decode(msgspec.json.encode(known))
+        assert {key: told[key] for key in listener.settings} == listener.settings, listener.name
 
 
 def test_pools(cluster: Snapshot) -> None:
@@ -208,6 +218,7 @@ LDAP = [
     ("urls: ▸[]", "is empty: give at least one"),
     ("urls: [▸'http://a']", "is not a URL of a server: write one such as ldap://192.0.2.1:389"),
     ("urls: [▸'ldap://a:99999']", "is not a URL"),
+    ("urls: [▸'ldapi://']", "is not a URL of a server"),
     ("urls: [▸'ldap://me:secret@a']", "has a user name or a password"),
     ("urls: [▸'ldap://a/dc=x?uid']", "is said by base and filter"),
     ("urls: ['ldaps://a'], start_tls: ▸true", "ldaps:// is TLS already"),
@@ -533,7 +544,12 @@ def test_external_needs_certificates() -> None:
 
 def test_ldap_in_the_clear(folder: Path) -> None:
     usual = "bind_dn: cn=a, bind_password_file: secrets/ldap"
-    for url, warnings in (("ldap://192.0.2.1", 1), ("ldap://localhost", 0), ("ldaps://192.0.2.1", 0)):
+    for url, warnings in (
+        ("ldap://192.0.2.1", 1),
+        ("ldap://localhost", 0),
+        ("ldaps://192.0.2.1", 0),
+        ("ldapi://%2Fa", 0),
+    ):
         loaded = load(folder / "x.yaml", text=ldap(f"urls: ['{url}'], {usual}"))
         assert len([one for one in loaded.warnings if "in the clear" in one.message]) == warnings, url
 
@@ -571,3 +587,11 @@ def test_a_check_of_several_protocols_has_their_ports() -> None:
 def cases() -> list[tuple[Any, ...]]:
     """All that are tried one by one here."""
     return [*LDAP, *DIRECTORIES, *LISTENER, *SMTP, *RULES, *SERVER, *POOL, *ADDRESSES, *MAILBOXES]
+
+
+def test_the_guide_works_as_it_stands(folder: Path) -> None:
+    guide = Path(__file__).parent.parent.parent / "docs" / "mail.md"
+    block = re.findall(r"^```yaml\n(.*?)^```$", guide.read_text(), re.MULTILINE | re.DOTALL)[0]
+    loaded = load(folder / "l7lb.yaml", text=block)
+    assert loaded.warnings == []
+    assert len(loaded.snapshot.listeners) == 6

@@ -86,6 +86,12 @@ class ShortLoginTimeouts(LoginTimeouts):
     tunnel: Duration = Field(default=660.0, description="Without a byte in either direction, after the login.")
 
 
+class SubmissionTimeouts(ShortLoginTimeouts):
+    """The same for submission."""
+
+    command: Duration = Field(default=300.0, description="For the client's next command, before the login.")
+
+
 class TransferTimeouts(ListenerTimeouts):
     """How long the sides of a session may take that hands over mail."""
 
@@ -117,22 +123,16 @@ class LoginLimits(MailLimits):
         default=16 * 1024, description="Of a line, before the login; tokens need much."
     )
     literal_bytes: Annotated[Size, within(512, 1024**2)] = Field(
-        default=16 * 1024, description="Of a literal, before the login."
+        default=64 * 1024, description="Of a literal, before the login."
     )
 
 
 class LineLimits(MailLimits):
-    """The same for protocols without literals."""
+    """The same for a protocol without literals."""
 
     line_bytes: Annotated[Size, within(512, 1024**2)] = Field(
         default=16 * 1024, description="Of a line, before the login; tokens need much."
     )
-
-
-class TransferLimits(MailLimits):
-    """How many clients may come, and how much they may say."""
-
-    line_bytes: Annotated[Size, within(512, 1024**2)] = Field(default=2048, description="Of a command.")
 
 
 class MailListener(Listener):
@@ -277,8 +277,7 @@ class SubmissionListener(LoginListener):
     kind: ClassVar[str] = "submission"
 
     protocol: Literal["submission"] = Field(description="What clients speak there.")
-    timeouts: ShortLoginTimeouts = Field(default=ShortLoginTimeouts(), description="How long the sides may take.")
-    limits: LineLimits = Field(default=LineLimits(), description="How much a client may send.")
+    timeouts: SubmissionTimeouts = Field(default=SubmissionTimeouts(), description="How long the sides may take.")
 
 
 class TransferListener(MailListener):
@@ -288,7 +287,6 @@ class TransferListener(MailListener):
     countable_by_rule: ClassVar[Countable] = {"messages": MESSAGES["messages"]}
 
     timeouts: TransferTimeouts = Field(default=TransferTimeouts(), description="How long the sides may take.")
-    limits: TransferLimits = Field(default=TransferLimits(), description="How much a client may send.")
 
 
 class SmtpListener(TransferListener):
