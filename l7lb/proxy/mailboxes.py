@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from l7lb.proxy.connection import Connection
     from l7lb.proxy.dispatch import Dispatcher
 
-PLACING = 90.0  # seconds for directory and claim, whatever happens; both have shorter limits of their own
+PLACING = 60.0  # seconds for a directory, and for a claim, whatever happens; both have shorter limits of their own
 ROUNDS = 4  # servers that a claim is granted on and that turn out to be down, before it is given up
 NOBODY: Final = ServerState("", Server(name="", address=Address()))  # who has a ticket that is not placed yet
 MAILBOX: Final = "mailbox"

@@ -12,7 +12,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from l7lb.core.actions import CLIENT, Action, Close, Forget, Locate, NeedServer, Release, Side, ToClient, Tunnel
 from l7lb.core.contracts import Assignment, Choice, Entry, Location, Peer, ProtocolSpec, Session, SessionFactory
@@ -38,11 +38,13 @@ from l7lb.core.snapshot import (
 from l7lb.persistence import Tables as StickyTables
 from l7lb.persistence.link import StateLink
 from l7lb.persistence.state import StateProcess, listen
+from l7lb.protocols.http.spec import SPEC as HTTP
 from l7lb.proxy.counts import Counts, create
 from l7lb.proxy.runtime import Runtime
 from l7lb.testing.servers import ScriptedServer
 
 PATIENCE = 20.0
+WEBMAIL: dict[str, Any] = {"mailbox": {"kind": "header", "name": "x-user"}}
 RULES = Addresses(default_domain="example.com")
 
 
@@ -143,7 +145,7 @@ class Worker:
         self.link = StateLink(tables, path)
         self.runtime = Runtime(
             loop,
-            {protocol: toy(protocol) for protocol in protocols},
+            {protocol: HTTP if protocol == "http" else toy(protocol) for protocol in protocols},
             Counts(create()),
             tables,
             lambda result: None,
@@ -232,7 +234,7 @@ class Scene:
                 protocol=protocol,
                 bind=(Address("127.0.0.1", 1000 + number),),
                 routes=(Route(number=1, where="", match=None, action=ToPool("mail"), directory=self.directory),),
-                settings=dict(self.settings),
+                settings=dict(WEBMAIL if protocol == "http" else self.settings),
                 addresses=RULES,
                 slot=3 + number,
             )

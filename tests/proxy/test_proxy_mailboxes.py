@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from mailbox_scene import Scene, mailbox_scene
+from mailbox_scene import Client, Scene, mailbox_scene
 
 from l7lb.core.contracts import Entry
 from l7lb.persistence import claims as claims_module
@@ -239,6 +239,62 @@ async def test_a_mailbox_and_an_address_have_so_many_sessions(tmp_path: Path) ->
         first.close()
         await scene.until(lambda: len(scene.workers[0].link.claims) == 2)
         assert (await scene.login("carl"))[1] == "+a"
+
+
+# --- web mail
+
+
+REQUEST = "GET /inbox HTTP/1.1\r\nHost: a\r\nX-User: anna\r\n\r\n"
+UPGRADE = REQUEST.replace("\r\n\r\n", "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+async def head(client: Client) -> str:
+    async with asyncio.timeout(20):
+        return (await client.reader.readuntil(b"\r\n\r\n")).decode()
+
+
+async def test_web_mail_goes_to_its_mailbox_s_server(tmp_path: Path) -> None:
+    async with mailbox_scene(tmp_path) as scene:
+        scene.protocols = ("imap4", "http")
+        worker = scene.worker()
+        await scene.login("anna")
+        scene.workers[0].runtime.dispatcher.pools["mail"].state.by_name["a"].ejected = True
+        await scene.servers["a"].accept()
+        web = await scene.connect(0, "http")
+        server: Wire | None = None
+        for _ in range(2):
+            web.writer.write(REQUEST.encode())
+            server = server or await scene.servers["a"].accept()
+            await server.until(b"\r\n\r\n")
+            assert len(worker.link.claims) == 2
+            await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert (await head(web)).startswith("HTTP/1.1 200")
+            await web.reader.readexactly(2)
+            await scene.until(lambda: len(worker.link.claims) == 1)
+        web.writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")  # that is nobody's: it goes where it may
+        nobody = await scene.servers["b"].accept()
+        await nobody.until(b"\r\n\r\n")
+        assert len(worker.link.claims) == 1
+
+
+async def test_web_mail_ends_where_its_mailbox_moves(tmp_path: Path) -> None:
+    async with mailbox_scene(tmp_path) as scene:
+        scene.protocols = ("imap4", "http")
+        scene.worker()
+        asking, talking = await scene.connect(0, "http"), await scene.connect(0, "http")
+        asking.writer.write(REQUEST.encode())
+        await (await scene.servers["a"].accept()).until(b"\r\n\r\n")
+        talking.writer.write(UPGRADE.encode())
+        server = await scene.servers["a"].accept()
+        await server.until(b"\r\n\r\n")
+        await server.send(SWITCHED)
+        assert (await head(talking)).startswith("HTTP/1.1 101")
+        scene.judge("a", False)
+        _, answer = await scene.login("anna")
+        assert answer == "+b"
+        assert (await head(asking)).startswith("HTTP/1.1 503")
+        assert await server.read() == b""
 
 
 # --- without a connection

@@ -170,6 +170,15 @@ class HttpMachine(HttpAnswering):
         exchange.choice = choice
         return self._refuse(exchange, failure, now)
 
+    def dismissed(self, why: str, now: float) -> list[Action]:
+        exchange = self.exchange
+        if exchange is None:
+            return self._quit()
+        if self.state in (ROUTING, WAITING):
+            self.closing = True
+            return [Release(False), *self._refuse(exchange, Failure.ENDED_HERE, now)]
+        return self._abandon(exchange, Failure.ENDED_HERE, now)
+
     def moved(self, side: Side, count: int, now: float) -> list[Action]:
         exchange = self.exchange
         if self.state == TUNNEL:
