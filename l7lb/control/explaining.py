@@ -25,6 +25,7 @@ from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Directory, Listener, Pool, Redirect, Respond, Snapshot
 from l7lb.persistence import Tables, make_stickiness
+from l7lb.persistence.mailbox_messages import MailboxRow
 from l7lb.proxy.counts import ACTIVE
 from l7lb.routing import Router
 from l7lb.routing.balance import make_balancer
@@ -147,6 +148,19 @@ def explain_server(
     if told.failure is not None:
         refused = _refusal(facts.protocol, facts, told.failure)
         explained.outcome = f"refused: {refused}; without the directory, {explained.outcome}"
+
+
+def explain_pin(explained: Explained, pool: Pool, facts: Facts, row: MailboxRow) -> None:
+    """Say that a running node has the mailbox on a server already."""
+    server = next(one for one in pool.servers if one.name == row.server)
+    explained.server, explained.address = server.name, str(server.address_for(facts.protocol))
+    sessions = "1 session" if row.sessions == 1 else f"{row.sessions} sessions"
+    explained.why = f"{server.name}: the mailbox is there" + (
+        f", with {sessions}" if row.sessions else " since its last"
+    )
+    if row.moving:
+        explained.why += "; it is on the move, and logins wait"
+    explained.outcome = f"to pool {pool.name}, server {server.name} at {explained.address}"
 
 
 def limits_of(listener: Listener, choice: Choice | None, facts: Facts) -> list[str]:

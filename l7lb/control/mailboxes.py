@@ -82,6 +82,13 @@ class MailboxVerbs:
         sessions = "1 session is" if told.count == 1 else f"{told.count} sessions are"
         return f"{sessions} ended of {_text(told.rows[0].mailbox)}"
 
+    async def pinned(self, pool: Pool, mailbox: bytes) -> MailboxRow | None:
+        """Where a mailbox is, if it is on a server that the pool has. Raises Refused."""
+        if not mailbox or pin_time(pool) is None:
+            return None
+        rows = await self._find(pool.name, [mailbox])
+        return rows[0] if rows and rows[0].server in {server.name for server in pool.servers} else None
+
     def names(self, typed: str) -> list[str]:
         """What a mailbox may be called in the list of sessions."""
         return [_text(name) for name in self._names(typed)]

@@ -238,6 +238,16 @@ async def test_a_rate_needs_mailboxes(scene: Scene) -> None:
     assert "a rate is from 0" in await scene.refused("drain", server="mail/mx1", rate=-1.0)
 
 
+async def test_explain_knows_where_a_mailbox_is(scene: Scene) -> None:
+    question = {"protocol": "imap4", "address": "anna@example.com"}
+    found = await asyncio.to_thread(scene.client.post, "explain", **question)
+    assert "the mailbox is there" not in found["why"]
+    other = "mx2" if found["server"] == "mx1" else "mx1"
+    await scene.login(b"anna@example.com", other)
+    found = await asyncio.to_thread(scene.client.post, "explain", **question)
+    assert (found["server"], found["why"]) == (other, f"{other}: the mailbox is there, with 1 session")
+
+
 async def test_the_table_of_mailboxes_is_shown(scene: Scene) -> None:
     session = await scene.login(b"anna@example.com", "mx1")
     scene.link.claims.end(session.number)
