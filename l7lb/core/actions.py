@@ -168,9 +168,14 @@ class StartServerTls(Action):
 
 
 class LoginFailed(Action):
-    """The credentials of the session's last NeedServer were refused: that counts against its client's address."""
+    """The credentials of a login from this client were refused: that counts against its address, which is not the
+    peer's where a trusted proxy told of another.
+    """
 
-    __slots__ = ()
+    __slots__ = ("client",)
+
+    def __init__(self, client: str) -> None:
+        self.client = client
 
 
 class Multiplex(Action):

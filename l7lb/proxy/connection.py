@@ -366,7 +366,7 @@ class Connection(Endpoint):
         elif isinstance(action, Forget):
             self.dispatcher.mailboxes.forget(self, action.facts)
         elif isinstance(action, LoginFailed):
-            self.dispatcher.mailboxes.login_failed(self)
+            self.dispatcher.mailboxes.login_failed(self, action.client)
         elif isinstance(action, Splice):
             self._pump(action.source, action.count, bulk=True)
         elif isinstance(action, Tunnel):

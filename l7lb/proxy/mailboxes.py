@@ -83,11 +83,11 @@ class Mailboxes:
             if locating.ticket.facts is facts:
                 locating.end()
 
-    def login_failed(self, connection: Connection) -> None:
-        """A server refused a login."""
+    def login_failed(self, connection: Connection, client: str) -> None:
+        """A server refused a login of that client."""
         failures, window = _free_failures(connection)
         if self.claims is not None and failures:
-            self.claims.refused(Refusal(connection.peer.client, failures, window))
+            self.claims.refused(Refusal(client, failures, window))
 
 
 class Placing:

@@ -194,7 +194,11 @@ class ImapDialogue(Dialogue):
                 return said + command + b" " + (response or b"=") + EOL
             self._pending = [response + EOL]
             return said + command + EOL
-        if not credentials.simple or b"LOGINDISABLED" in able:
+        if credentials.mechanism in TOKENS:
+            return self.refuse()  # the client has chosen it, where it is offered
+        if not credentials.simple:
+            return self.postpone()
+        if b"LOGINDISABLED" in able:
             return self.fail(Failure.SERVER_PROTOCOL)
         return said + self._command(b"LITERAL+" in able or b"LITERAL-" in able)
 
@@ -224,9 +228,11 @@ class ImapDialogue(Dialogue):
         if said.word == b"NO":
             if said.code in REFUSALS:
                 return self.refuse()
-            if said.code == b"INUSE":
+            if said.code in (b"INUSE", b"REFERRAL"):
                 return self.postpone()
             return self.fail(Failure.SESSION_LIMIT if said.code == b"LIMIT" else Failure.SERVER_ERROR)
+        if said.word == b"BAD":
+            return self.postpone()  # for a name or a password that it has no words for, which may be anybody's
         if said.word != b"OK" or self._pending:
             return self.fail(Failure.SERVER_PROTOCOL)
         if said.code == b"ALERT" and len(self.alerts) < ALERTS:

@@ -50,7 +50,7 @@ class MailSession(Wording):
         self.exchange: Exchange | None = None
         self.dialogue: Dialogue | None = None
         self.assignment: Assignment | None = None
-        self.failure = Failure.LOGIN_REFUSED  # that the answer behind EXCUSE tells of
+        self.failure = Failure.LOGIN_REFUSED  # that an answer tells of which waits
         self.attempts = 0
         self.bad = 0
         self.spoken = False  # the client has said something that is of this protocol

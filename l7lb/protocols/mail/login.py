@@ -70,6 +70,7 @@ from l7lb.protocols.mail.sasl import INVALID_TOKEN, Exchange, Identity, SaslFaul
 from l7lb.protocols.mail.shared import certified_name
 
 READ_AHEAD: Final = 16 * 1024  # bytes taken from a client behind its login
+LONGEST_WAIT: Final = 30.0  # seconds that a refusal is held back
 SERVER_BYTES: Final = 64 * 1024  # that a server may say before it consents
 PATIENCE: Final = 5.0  # seconds that a client which is not logged in gets while this process ends
 
@@ -143,7 +144,7 @@ class LoginSession(MailSession):
         if credentials is None:
             return self.give_up(Failure.MAILBOX_SERVER, now)
         if self.origin.hops < 0:
-            return self.give_up(Failure.SERVER_ERROR, now)  # proxies that lead to one another
+            return self.give_up(Failure.MAILBOX_SERVER, now)  # proxies that lead to one another
         self.dialogue = self.converse(assignment, credentials)
         self.deadline = now + self.settings.greeting
         return []
@@ -166,6 +167,11 @@ class LoginSession(MailSession):
         if choice is not None:
             self.flow.choice = choice
         if self.state == CLOSED:
+            return []
+        wait = min(getattr(self.facts, "wait", 0.0), LONGEST_WAIT) if failure is Failure.LOGIN_REFUSED else 0.0
+        if wait > 0.0 and self.state == ROUTING:
+            self.failure = failure
+            self.deadline = now + wait  # whoever refused it wants the client to hear of it then
             return []
         return self.give_up(failure, now)
 
@@ -191,7 +197,9 @@ class LoginSession(MailSession):
             return self.cut(Failure.SERVER_STALLED if blocked is SERVER else Failure.CLIENT_TIMEOUT, now)
         if state in (DIALOGUE, SECURED):
             return self.give_up(Failure.SERVER_TIMEOUT, now)
-        if state in (ROUTING, CLOSED):
+        if state == ROUTING:
+            return self.give_up(self.failure, now)  # a deadline is there alone while a refusal waits
+        if state == CLOSED:
             self.deadline = 0.0
             return []
         return self.end(Failure.SHUTDOWN if self.draining_now else Failure.CLIENT_TIMEOUT, now)
@@ -345,7 +353,7 @@ class LoginSession(MailSession):
             actions.append(Release(False, blame))
         self.assignment = None
         if refused:
-            actions.append(LoginFailed())
+            actions.append(LoginFailed(self.facts.source))
         token = self.facts.token and refused and self._token_by_sasl()
         if token:
             self.state, self.failure = EXCUSE, failure

@@ -127,7 +127,7 @@ class SubmissionMachine(SmtpMachine):
             return
         lost = leg.lost if leg is not None else None
         if lost is Failure.LOGIN_REFUSED:
-            self.do(LoginFailed())
+            self.do(LoginFailed(facts.source))
         if lost not in (Failure.LOGIN_REFUSED, Failure.NO_MAILBOX, Failure.NO_ROUTE):
             self.state = COMMAND
             self.say(b"454 4.7.0 The login can't be judged now, try again later", now)

@@ -7,7 +7,7 @@ import base64
 import pytest
 from imap_rig import Imap, Rig
 
-from l7lb.core.actions import CLIENT, SERVER
+from l7lb.core.actions import CLIENT, SERVER, NeedServer
 from l7lb.core.contracts import ClientCertificate, Entry, Handshake
 from l7lb.core.errors import Failure
 
@@ -353,6 +353,18 @@ def test_failures_in_imaps_words(failure: Failure, answer: bytes) -> None:
     assert rig.client(b"a1 LOGIN anna secret\r\n") == answer
     assert ("LoginFailed", b"") in rig.seen or answer != REFUSED
     assert rig.client(b"a1 LOGIN anna secret\r\n") == WELCOME
+
+
+def test_whoever_refuses_a_login_may_have_it_wait() -> None:
+    rig = Rig()
+    *_, need = rig.session.received(CLIENT, b"a1 LOGIN anna secret\r\n", rig.now)
+    assert isinstance(need, NeedServer)
+    need.facts.wait = 3.0
+    assert rig.session.failed(Failure.LOGIN_REFUSED, None, rig.now) == []
+    rig.later(2.9)
+    assert b"a1" not in rig.said
+    rig.later(0.2)
+    assert rig.said.endswith(REFUSED)
 
 
 def test_a_proxy_tells_of_its_client_if_it_is_trusted() -> None:
