@@ -27,6 +27,7 @@ from l7lb.control.operator import Operator
 from l7lb.control.outliers import Outliers
 from l7lb.control.sticky import TableOf
 from l7lb.proxy import counts as columns
+from l7lb.routing.directory.messages import DirectoryNumbers
 
 SERVERS = 5_000  # whose own series are shown
 STATES = ("up", "down", "draining", "disabled")
@@ -78,6 +79,7 @@ class Gathered:
     pools: list[Row] = field(default_factory=list)
     limits: list[Row] = field(default_factory=list)
     tables: list[TableOf] = field(default_factory=list)
+    directories: list[DirectoryNumbers] = field(default_factory=list)
     servers: list[Row] = field(default_factory=list)
     server_gauges: list[tuple[Labels, dict[str, float]]] = field(default_factory=list)
     protocols: list[tuple[tuple[str, str, str], bool]] = field(default_factory=list)
@@ -179,6 +181,7 @@ class Collector(RegistryCollector):
         yield _durations("l7lb_listener", ("listener",), numbers.listeners)
         yield from _counters("l7lb_limit", ("listener", "limit"), LIMIT, numbers.limits)
         yield from self._tables()
+        yield from self._directories()
         yield _gauge("l7lb_pool_waiting", "Requests that wait for a server.", ("pool",), numbers.pools, columns.WAITING)
         yield from self._servers()
         yield from self._health()
@@ -216,6 +219,24 @@ class Collector(RegistryCollector):
             for table in self._numbers.tables:
                 metric.add_metric((table.table,), getattr(table, name))
             yield metric
+
+    def _directories(self) -> Iterator[Metric]:
+        labels = ("directory",)
+        answers = CounterMetricFamily(
+            "l7lb_directory_answers", "Answers of the directory.", labels=("directory", "status")
+        )
+        asked = CounterMetricFamily("l7lb_directory_asked", "Questions to which no answer was known.", labels=labels)
+        seconds = CounterMetricFamily(
+            "l7lb_directory_asked_seconds", "Seconds that these took together.", labels=labels
+        )
+        entries = GaugeMetricFamily("l7lb_directory_entries", "Entries of the directory in memory.", labels=labels)
+        for one in self._numbers.directories:
+            for status, number in one.answers.items():
+                answers.add_metric((one.directory, status), number)
+            asked.add_metric((one.directory,), one.asked)
+            seconds.add_metric((one.directory,), one.seconds)
+            entries.add_metric((one.directory,), one.entries)
+        yield from (answers, asked, seconds, entries)
 
     def _servers(self) -> Iterator[Metric]:
         numbers = self._numbers

@@ -22,9 +22,11 @@ from l7lb.core.directory import Answer, Question, named_server
 from l7lb.core.errors import UnknownName
 from l7lb.core.mailbox import canonical, short_name
 from l7lb.core.snapshot import Addresses, Directory, Route, Snapshot
-from l7lb.routing.directory.link import DirectoryLink
+from l7lb.routing.directory.link import DirectoryLink, ask_numbers
+from l7lb.routing.directory.messages import DirectoryNumbers
 
 LONGEST = 1024  # bytes of an address
+PATIENCE = 2.0  # seconds for numbers
 
 
 class Said(msgspec.Struct):
@@ -56,6 +58,15 @@ class NodeDirectories:
     def __init__(self, node: NodeState, socket_path: Path) -> None:
         self._node = node
         self._path = socket_path
+
+    async def numbers(self) -> list[DirectoryNumbers]:
+        """How the directories are; none where there are none, or their process is just being replaced."""
+        if not self._node.effective().directories:
+            return []
+        try:
+            return await ask_numbers(self._path, PATIENCE)
+        except OSError:
+            return []
 
     async def ask(self, typed: str, names: Sequence[str] = ()) -> Asked:
         """Ask each of these directories, or all, whatever the others say. Raises UnknownName, Refused."""

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from l7lb.control.collector import Collector, gather
+from l7lb.control.directories import NodeDirectories
 from l7lb.control.health import HealthMonitor
 from l7lb.control.http_server import HttpServer, listen_tcp
 from l7lb.control.node import NodeState, SupervisorView
@@ -39,6 +40,7 @@ class Metrics:
         health: HealthMonitor | None = None,
         outliers: Outliers | None = None,
         sticky: StickyTables | None = None,
+        directories: NodeDirectories | None = None,
     ) -> None:
         self.address = address
         self._node = node
@@ -46,6 +48,7 @@ class Metrics:
         self._health = health
         self._outliers = outliers
         self._sticky = sticky
+        self._directories = directories
         self._text = b""
         self._made = -FRESH
         self._lock = asyncio.Lock()
@@ -71,6 +74,8 @@ class Metrics:
             if time.monotonic() - self._made >= FRESH:
                 numbers = gather(self._node, self._supervisor.status(), self._health, self._outliers)
                 numbers.tables = await self._tables()
+                if self._directories is not None:
+                    numbers.directories = await self._directories.numbers()
                 registry = CollectorRegistry()
                 registry.register(Collector(numbers))
                 self._text = await asyncio.to_thread(generate_latest, registry)

@@ -13,6 +13,7 @@ import structlog
 from l7lb.config import NodeSettings
 from l7lb.control.admin import AdminServer
 from l7lb.control.certificates import Certificates
+from l7lb.control.directories import NodeDirectories
 from l7lb.control.health import HealthMonitor
 from l7lb.control.metrics import Metrics
 from l7lb.control.node import NodeState, SupervisorView
@@ -24,7 +25,7 @@ from l7lb.control.worker_links import Link, WorkerLinks
 from l7lb.core.contracts import ProtocolSpec
 from l7lb.core.errors import ConfigurationError, Problem
 from l7lb.core.snapshot import Address
-from l7lb.proxy.workers.children import STATE_SOCKET
+from l7lb.proxy.workers.children import DIRECTORIES_SOCKET, STATE_SOCKET
 
 log = structlog.get_logger("l7lb.supervisor")
 
@@ -103,6 +104,7 @@ class Services:
 
     async def _start_metrics(self, address: Address) -> Metrics:
         sticky = StickyTables(self._node, self._settings.admin_socket.parent / STATE_SOCKET)
-        metrics = Metrics(address, self._node, self._view, self.health, self.outliers, sticky)
+        directories = NodeDirectories(self._node, self._settings.admin_socket.parent / DIRECTORIES_SOCKET)
+        metrics = Metrics(address, self._node, self._view, self.health, self.outliers, sticky, directories)
         await metrics.start()
         return metrics

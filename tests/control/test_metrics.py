@@ -22,6 +22,7 @@ from l7lb.core.snapshot import Address, Health
 from l7lb.core.snapshot import Outliers as OutlierSettings
 from l7lb.proxy import counts as columns
 from l7lb.proxy.counts import Counts
+from l7lb.routing.directory.messages import DirectoryNumbers
 
 pytestmark = pytest.mark.asyncio
 Make = Callable[..., Any]
@@ -187,6 +188,20 @@ async def test_every_metric_is_documented(make_pool: Make, make_snapshot: Make, 
     shown = {name for name, _ in types}
     assert shown
     assert [name for name in sorted(shown) if f"`{name}`" not in documented] == []
+
+
+async def test_directories_are_counted(make_pool: Make, make_snapshot: Make, supervisor: Any) -> None:
+    class Directories:
+        async def numbers(self) -> list[DirectoryNumbers]:
+            answers = {"found": 5, "missing": 3, "refused": 0, "failed": 1}
+            return [DirectoryNumbers("people", answers, 4, 0.25, 7)]
+
+    node = NodeState(make_snapshot(make_pool("web", "web1")))
+    found = parsed(await port(node, supervisor, directories=Directories()).text())
+    assert value(found, "l7lb_directory_answers_total", directory="people", status="failed") == 1
+    assert value(found, "l7lb_directory_asked_total", directory="people") == 4
+    assert value(found, "l7lb_directory_asked_seconds_total", directory="people") == 0.25
+    assert value(found, "l7lb_directory_entries", directory="people") == 7
 
 
 # --- the port -----------------------------------------------------------------------------------------------------

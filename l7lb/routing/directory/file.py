@@ -111,6 +111,10 @@ class FileDirectory:
         """See Source: a table in memory needs no other beside it."""
         return None
 
+    def size(self) -> int:
+        """See Source."""
+        return len(self.table) if self.table is not None else 0
+
     async def close(self) -> None:
         """See Source."""
         self._task.cancel()

@@ -150,6 +150,10 @@ class HttpDirectory:
         self._rest.answered()
         return read_answer(status, headers, bool(question.password or question.mechanism))
 
+    def size(self) -> int:
+        """See Source."""
+        return 0
+
     async def close(self) -> None:
         """See Source."""
         if self._session is not None:

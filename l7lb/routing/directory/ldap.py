@@ -237,6 +237,10 @@ class LdapDirectory:
             lane.cut()
             raise
 
+    def size(self) -> int:
+        """See Source."""
+        return 0
+
     async def close(self) -> None:
         """See Source."""
         self._lanes.end()

@@ -22,13 +22,17 @@ from l7lb.routing.directory.messages import (
     OPEN,
     PROTOCOL,
     Ask,
+    AskNumbers,
+    DirectoryNumbers,
     Forget,
     Frames,
     FromProcess,
     Join,
+    Numbers,
     Told,
     ToProcess,
     Use,
+    Welcome,
     budget,
     entry,
     frame,
@@ -187,6 +191,7 @@ class DirectoryLink:
     def _heard(self, message: FromProcess) -> None:
         if isinstance(message, Told):
             self._told(message)
+        if not isinstance(message, Welcome):
             return
         self.connected = True
         self._trouble = ""
@@ -237,3 +242,23 @@ class _Line(asyncio.Protocol):
     def end(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+async def ask_numbers(socket_path: Path, seconds: float) -> list[DirectoryNumbers]:
+    """What the directory process says of its directories. Raises OSError, of which TimeoutError is one."""
+    answer: asyncio.Future[Numbers] = asyncio.get_running_loop().create_future()
+
+    def heard(message: FromProcess) -> None:
+        if isinstance(message, Numbers) and not answer.done():
+            answer.set_result(message)
+
+    line = _Line(heard)
+    with short_path(socket_path) as short:
+        await asyncio.get_running_loop().create_unix_connection(lambda: line, short)
+    try:
+        line.send(Join(PROTOCOL))
+        line.send(AskNumbers())
+        async with asyncio.timeout(seconds):
+            return (await answer).rows
+    finally:
+        line.end()

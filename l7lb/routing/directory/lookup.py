@@ -8,10 +8,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from l7lb.core.directory import FAILED, MISSING, Question
+from l7lb.core.directory import FAILED, FOUND, MISSING, REFUSED, Question
 from l7lb.core.snapshot import Directory, FileSource, HttpSource, LdapSource
 from l7lb.routing.directory.cache import Cache
-from l7lb.routing.directory.messages import budget
+from l7lb.routing.directory.messages import DirectoryNumbers, budget
 from l7lb.routing.directory.source import LINES, Result, Source, failed
 
 log = logging.getLogger("l7lb.directories")
@@ -47,6 +47,19 @@ class Lookup:
         self._cache = Cache(directory.ttl, directory.negative_ttl, directory.size, clock())
         self._flights: dict[bytes, asyncio.Task[Result]] = {}
         self._logged = -LINES
+        self._answers = dict.fromkeys((FOUND, MISSING, REFUSED, FAILED), 0)
+        self._asked = 0
+        self._seconds = 0.0
+
+    @property
+    def numbers(self) -> DirectoryNumbers:
+        """How it is."""
+        entries = len(self._cache) + self._source.size()
+        return DirectoryNumbers(self.name, dict(self._answers), self._asked, self._seconds, entries)
+
+    def count(self, result: Result) -> None:
+        """Somebody got that answer."""
+        self._answers[result.status] += 1
 
     def known(self, question: Question) -> Result | None:
         """The answer, where it is known without waiting."""
@@ -59,6 +72,11 @@ class Lookup:
 
     async def find(self, question: Question) -> Result:
         """The answer. Who gives up waiting for it stops nobody else's."""
+        result = await self._find(question)
+        self.count(result)
+        return result
+
+    async def _find(self, question: Question) -> Result:
         known = self.known(question)
         if known is not None:
             return known
@@ -75,6 +93,8 @@ class Lookup:
         return await asyncio.shield(flight)
 
     async def _fly(self, question: Question, key: bytes | None) -> Result:
+        began = self._clock()
+        self._asked += 1
         try:
             async with asyncio.timeout(self._limit):
                 result = await self._source.find(question)
@@ -83,6 +103,7 @@ class Lookup:
         except Exception as error:  # a fault of ours or of a library must not be taken for a missing mailbox
             log.exception("directory %s: a fault", self.name)
             result = failed(f"{type(error).__name__}: {error}")
+        self._seconds += self._clock() - began
         if key is not None:
             self._cache.put(key, result, self._clock())
         return self._noted(result)
@@ -107,15 +128,17 @@ class Lookup:
 
 def chain_known(chain: Sequence[Lookup], question: Question) -> tuple[Result, str] | None:
     """As :func:`chain_find`, where all is known that is needed."""
-    found: tuple[Result, str] | None = None
+    consulted: list[tuple[Lookup, Result]] = []
     for lookup in chain:
         result = lookup.known(question)
         if result is None:
             return None
-        found = result, lookup.name
+        consulted.append((lookup, result))
         if result.status != MISSING:
             break
-    return found
+    for lookup, result in consulted:
+        lookup.count(result)
+    return (consulted[-1][1], consulted[-1][0].name) if consulted else None
 
 
 async def chain_find(chain: Sequence[Lookup], question: Question) -> tuple[Result, str]:

@@ -8,6 +8,9 @@
                             <-      Told, once for each Ask that was not forgotten, in any order
     Forget                  ->
 
+    AskNumbers              ->      (the supervisor, which joins as workers do)
+                            <-      Numbers
+
 Whoever asks sets a limit of its own: a process that dies answers nothing, and its successor is asked again.
 """
 
@@ -85,6 +88,10 @@ class Forget(msgspec.Struct, tag="forget"):
     number: int
 
 
+class AskNumbers(msgspec.Struct, tag="ask-numbers"):
+    """How are the directories?"""
+
+
 class Welcome(msgspec.Struct, tag="welcome"):
     """The process answers Join."""
 
@@ -109,8 +116,28 @@ class Told(msgspec.Struct, tag="told", omit_defaults=True):
         return f"Told({self.number}, {self.status})"
 
 
-ToProcess = Join | Use | Ask | Forget
-FromProcess = Welcome | Told
+class DirectoryNumbers(msgspec.Struct):
+    """One directory since the process began to use it.
+
+    ``answers`` by status, how often it was ``asked`` because nothing was remembered, how many ``seconds`` that took
+    together, and how many ``entries`` are in memory.
+    """
+
+    directory: str
+    answers: dict[str, int]
+    asked: int
+    seconds: float
+    entries: int
+
+
+class Numbers(msgspec.Struct, tag="numbers"):
+    """The answer to AskNumbers: the directories that are used."""
+
+    rows: list[DirectoryNumbers]
+
+
+ToProcess = Join | Use | Ask | Forget | AskNumbers
+FromProcess = Welcome | Told | Numbers
 
 to_process = msgspec.msgpack.Decoder(ToProcess)
 from_process = msgspec.msgpack.Decoder(FromProcess)

@@ -29,12 +29,15 @@ from l7lb.routing.directory.messages import (
     OPEN,
     PROTOCOL,
     Ask,
+    AskNumbers,
+    DirectoryNumbers,
     Forget,
     Frames,
     FromProcess,
     Join,
+    Numbers,
     Told,
-    Use,
+    ToProcess,
     Welcome,
     fields,
     frame,
@@ -88,6 +91,11 @@ class Service:
                 if not users:
                     self._unused.setdefault(key, now)
 
+    def numbers(self) -> list[DirectoryNumbers]:
+        """How the directories are that somebody uses."""
+        used = (lookup for key, lookup in self._open.items() if key not in self._unused)
+        return [lookup.numbers for lookup in used if isinstance(lookup, Lookup)]
+
     async def tidy(self, now: float, after: float = UNUSED) -> None:
         """Close what nobody has used for a while: after a worker's death its successor comes in a moment."""
         for key in [key for key, since in self._unused.items() if now - since >= after]:
@@ -140,7 +148,7 @@ class Worker(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _told(self, message: Join | Use | Ask | Forget) -> None:
+    def _told(self, message: ToProcess) -> None:
         if isinstance(message, Join):
             if message.protocol != PROTOCOL:
                 log.warning("a worker of another version is refused")
@@ -156,6 +164,8 @@ class Worker(asyncio.Protocol):
             task = self._tasks.pop(message.number, None)
             if task is not None:
                 task.cancel()
+        elif isinstance(message, AskNumbers):
+            self._send(Numbers(self._process.service.numbers()))
         else:
             service = self._process.service
             self._lookups = {one.name: service.use(one, self) for one in message.directories}

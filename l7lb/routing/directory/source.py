@@ -55,6 +55,10 @@ class Source(Protocol):
         """What must be the same for two questions to have the same answer; None: it isn't to be remembered."""
         ...
 
+    def size(self) -> int:
+        """How many entries it has in memory itself."""
+        ...
+
     async def close(self) -> None:
         """Let go of everything."""
         ...

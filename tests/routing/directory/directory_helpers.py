@@ -46,6 +46,9 @@ class Scripted:
         await self.gate.wait()
         return self.answers.get(question.address, Result("missing"))
 
+    def size(self) -> int:
+        return 0
+
     async def close(self) -> None:
         self.closed = True
 

@@ -19,7 +19,8 @@ from l7lb.core.directory import Answer, Question
 from l7lb.core.snapshot import Directory
 from l7lb.routing.directory import link as link_module
 from l7lb.routing.directory import messages
-from l7lb.routing.directory.link import DirectoryLink
+from l7lb.routing.directory.link import DirectoryLink, ask_numbers
+from l7lb.routing.directory.lookup import make_source
 from l7lb.routing.directory.messages import Ask, Frames, Told, Use, frame
 from l7lb.routing.directory.process import Service
 
@@ -218,6 +219,26 @@ async def test_one_that_was_replaced_ends_by_itself_when_it_is_left(
         assert (await ask(first, b"anna@example.com")).status == "found"
     assert await asyncio.to_thread(old.wait, 20) == 0
     assert socket_path.exists()
+
+
+@pytest.mark.asyncio
+async def test_how_the_directories_are_can_be_asked(socket_path: Path, users: Path) -> None:
+    source = Scripted()
+    source.answers[b"a@b"] = found()
+    service = Service(lambda directory: source if directory.name == "scripted" else make_source(directory))
+    directories = file_directory(users), file_directory(Path("x"), "scripted")
+    async with serving(socket_path, service), linked(socket_path, *directories) as link:
+        for address in (b"a@b", b"a@b", b"c@d"):
+            await ask(link, address, "people", "scripted")
+        await ask(link, b"anna@example.com", "people", "scripted")
+        people, scripted = await ask_numbers(socket_path, 5.0)
+        assert (people.directory, people.entries) == ("people", 2)
+        assert people.answers == {"found": 1, "missing": 3, "refused": 0, "failed": 0}
+        assert (scripted.directory, scripted.entries, scripted.asked) == ("scripted", 2, 2)
+        assert scripted.answers == {"found": 2, "missing": 1, "refused": 0, "failed": 0}
+        assert scripted.seconds >= 0.0
+    with pytest.raises(OSError, match=r"No such file|refused"):
+        await ask_numbers(socket_path, 5.0)
 
 
 @pytest.mark.asyncio
