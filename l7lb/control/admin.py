@@ -41,8 +41,8 @@ from aiohttp import web
 from l7lb.config import MoveHook
 from l7lb.config.addresses import parse_host, parse_server, resolve
 from l7lb.control.directories import NodeDirectories
-from l7lb.control.explaining import Question, asked, explain_pin, explain_rules, explain_server
-from l7lb.control.explaining_mail import question_of
+from l7lb.control.explaining import Question, asked, explain_rules, explain_server
+from l7lb.control.explaining_mail import Heard, question_of
 from l7lb.control.http_server import HttpServer, listen_unix, remove_unix
 from l7lb.control.mailboxes import Drains, MailboxVerbs
 from l7lb.control.node import NodeState, SupervisorView
@@ -287,11 +287,9 @@ class AdminServer:
             if explained.directories:
                 listener, directories = asked(snapshot, explained)
                 said = await self._directories.answer(directories, question_of(listener, facts))
-            explain_server(explained, pool, facts, stickiness, self._node, said)
-            if not explained.outcome.startswith("refused"):
-                pinned = await self._mailboxes.pinned(pool, facts.mailbox)
-                if pinned is not None:
-                    explain_pin(explained, pool, facts, pinned)
+            mailbox = (said.entry.mailbox if said is not None and said.entry is not None else b"") or facts.mailbox
+            heard = Heard(said, await self._mailboxes.pinned(pool, mailbox))
+            explain_server(explained, pool, facts, stickiness, self._node, heard)
         return answer(explained)
 
 

@@ -13,11 +13,10 @@ import time
 import msgspec
 
 from l7lb.config.limits import describe_limit
-from l7lb.control.explaining_mail import Told, ask, judge, mail_facts, refusal
+from l7lb.control.explaining_mail import Heard, Told, ask, judge, kept, mail_facts, refusal
 from l7lb.control.names import suggestion
 from l7lb.control.node import NodeState
 from l7lb.core.contracts import Choice, Explanation, Stickiness
-from l7lb.core.directory import Answer
 from l7lb.core.errors import Failure, L7lbError, UnknownName
 from l7lb.core.facts import Facts
 from l7lb.core.keys import address_key
@@ -25,7 +24,6 @@ from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Directory, Listener, Pool, Redirect, Respond, Snapshot
 from l7lb.persistence import Tables, make_stickiness
-from l7lb.persistence.mailbox_messages import MailboxRow
 from l7lb.proxy.counts import ACTIVE
 from l7lb.routing import Router
 from l7lb.routing.balance import make_balancer
@@ -35,6 +33,7 @@ from l7lb.routing.templates import compile_template
 HEADERS = 100
 ADDRESS = 512  # characters of an address
 KNOWN = ("http", *sorted(MAIL_PROTOCOLS), "tls-passthrough", "tcp")
+NOTHING_HEARD = Heard()
 UNIX = "unix:"  # the source of clients of a Unix socket
 
 
@@ -79,11 +78,11 @@ def explain(snapshot: Snapshot, question: Question, node: NodeState | None = Non
     """
     explained, pool, facts = explain_rules(snapshot, question)
     if pool is not None:
-        answer = None
+        heard = NOTHING_HEARD
         if explained.directories:
             listener, directories = asked(snapshot, explained)
-            answer = asyncio.run(ask(directories, listener, facts))
-        explain_server(explained, pool, facts, make_stickiness(pool, Tables(snapshot.tables)), node, answer)
+            heard = Heard(asyncio.run(ask(directories, listener, facts)))
+        explain_server(explained, pool, facts, make_stickiness(pool, Tables(snapshot.tables)), node, heard)
     return explained
 
 
@@ -124,20 +123,25 @@ def explain_server(
     facts: Facts,
     stickiness: Stickiness | None,
     node: NodeState | None,
-    answer: Answer | None = None,
+    heard: Heard = NOTHING_HEARD,
 ) -> None:
-    """Add which server of the pool it is, and why. ``answer``: of the directories, where the rule asks some.
+    """Add which server of the pool it is, and why. ``heard`` is what others say of the mailbox, if there is one.
 
-    Where they refuse it, the outcome says so; the server is then the one that it would have without them.
+    Where directories refuse it, the outcome says so; the server is then the one that it would have without them.
     """
     explained.pool = pool.name
-    told = judge(answer, facts, pool_state(pool, node)) if answer is not None else Told("")
+    state = pool_state(pool, node)
+    told = judge(heard.answer, facts, state) if heard.answer is not None else Told("")
     explained.directory = told.text
     if facts.mailbox:
         explained.facts["mailbox"] = _text(facts.mailbox)
     server, explained.why, explained.servers = choose_server(pool, facts, stickiness, node)
     if told.server is not None:
         server, explained.why = told.server, f"{told.server.name}: the directory says so"
+    if heard.pinned is not None and heard.pinned.server:
+        there, words = kept(heard.pinned, told.server, facts, state)
+        server = there or server
+        explained.why = words if there is not None else f"{words}; {explained.why}"
     explained.outcome = f"to pool {pool.name}"
     if server is None:
         refused = _refusal(facts.protocol, facts, Failure.NO_SERVER)
@@ -148,19 +152,6 @@ def explain_server(
     if told.failure is not None:
         refused = _refusal(facts.protocol, facts, told.failure)
         explained.outcome = f"refused: {refused}; without the directory, {explained.outcome}"
-
-
-def explain_pin(explained: Explained, pool: Pool, facts: Facts, row: MailboxRow) -> None:
-    """Say that a running node has the mailbox on a server already."""
-    server = next(one for one in pool.servers if one.name == row.server)
-    explained.server, explained.address = server.name, str(server.address_for(facts.protocol))
-    sessions = "1 session" if row.sessions == 1 else f"{row.sessions} sessions"
-    explained.why = f"{server.name}: the mailbox is there" + (
-        f", with {sessions}" if row.sessions else " since its last"
-    )
-    if row.moving:
-        explained.why += "; it is on the move, and logins wait"
-    explained.outcome = f"to pool {pool.name}, server {server.name} at {explained.address}"
 
 
 def limits_of(listener: Listener, choice: Choice | None, facts: Facts) -> list[str]:

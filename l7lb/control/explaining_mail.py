@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from l7lb.core.directory import FAILED, FOUND, MISSING, REFUSED, Answer, Question, named_server
@@ -17,6 +18,7 @@ from l7lb.core.facts import Facts
 from l7lb.core.mailbox import canonical, short_name
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Directory, Listener
+from l7lb.persistence.mailbox_messages import MailboxRow
 from l7lb.protocols.mail.facts import MailFacts
 from l7lb.protocols.mail.failures import permanent
 
@@ -30,6 +32,14 @@ REFUSALS: Final = {
     "lmtp": ("451", "550"),
 }
 LIBRARIES = "l7lb.directories"  # whose log says again what the explanation says
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What others say of a mailbox: the directories' answer, and the state process' word on where it is."""
+
+    answer: Answer | None = None
+    pinned: MailboxRow | None = None
 
 
 def mail_facts(listener: Listener, typed: str, source: str) -> MailFacts:
@@ -73,6 +83,23 @@ async def ask(directories: Sequence[Directory], listener: Listener, facts: Facts
     answer.missing, answer.unknown_server = policy.missing, policy.unknown_server
     answer.server_down = policy.server_down
     return answer
+
+
+def kept(row: MailboxRow, named: ServerState | None, facts: Facts, pool: PoolState) -> tuple[ServerState | None, str]:
+    """What a mailbox's pin comes to: its server, if new sessions get that, and the words for it.
+
+    ``named`` is the server that a directory names, which the mailbox moves to where it is on another one.
+    """
+    sessions = {0: "without a session", 1: "with 1 session"}.get(row.sessions, f"with {row.sessions} sessions")
+    text = f"the mailbox is on {row.server}, {sessions}"
+    if row.moving:
+        return None, f"{text}, and is being moved: logins wait"
+    if named is not None:
+        return None, text if named.name == row.server else f"{text}, and moves from there"
+    server = pool.by_name.get(row.server)
+    if server is None or not server.alive_for(facts.protocol):
+        return None, f"{text}, which is not in use: it moves"
+    return server, text
 
 
 class Told:

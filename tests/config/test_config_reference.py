@@ -34,7 +34,7 @@ def accepts(value: Any, node: Schema) -> bool:
     assert set(node) <= {
         *("$schema", "$defs", "title", "description", "default", "examples", "type", "enum", "const", "anyOf"),
         *("properties", "patternProperties", "additionalProperties", "required", "items", "pattern"),
-        *("minimum", "maximum", "minLength", "maxLength", "minItems"),
+        *("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties"),
     }, node
     if "anyOf" in node and not any(accepts(value, each) for each in node["anyOf"]):
         return False
@@ -48,7 +48,9 @@ def accepts(value: Any, node: Schema) -> bool:
     if kind == "array":
         items = node.get("items", {})
         return (
-            isinstance(value, list) and len(value) >= node.get("minItems", 0) and all(accepts(v, items) for v in value)
+            isinstance(value, list)
+            and node.get("minItems", 0) <= len(value) <= node.get("maxItems", len(value))
+            and all(accepts(v, items) for v in value)
         )
     if kind == "string":
         length = (node.get("minLength", 0), node.get("maxLength", 10**9))
@@ -67,7 +69,7 @@ def accepts(value: Any, node: Schema) -> bool:
 
 
 def accepts_mapping(value: dict[str, Any], node: Schema) -> bool:
-    if not all(key in value for key in node.get("required", ())):
+    if not all(key in value for key in node.get("required", ())) or len(value) < node.get("minProperties", 0):
         return False
     for key, inner in value.items():
         if key in node.get("properties", {}):
@@ -88,7 +90,8 @@ def data(text: str) -> Any:
 
 
 def test_the_schema_accepts_what_is_accepted() -> None:
-    assert accepts(data((Path(__file__).parent / "web.yaml").read_text()), SCHEMA)
+    for name in ("web.yaml", "mail.yaml"):
+        assert accepts(data((Path(__file__).parent / name).read_text()), SCHEMA)
     for text in ("pools: {}", "pools: {}\nnode: null", "x-a: [1]"):
         whole = "listeners: [{name: a, protocol: http, bind: [':80'], routes: [{respond: {status: 200}}]}]\n" + text
         load("x.yaml", text=whole)
@@ -101,6 +104,9 @@ def test_the_schema_accepts_what_is_accepted() -> None:
         "listeners: []",
         "listeners: [{name: a}]",
         "node: a",
+        "listeners: [{name: a, protocol: smtp, bind: [':25'], routes: [{pool: a}], recipients: all}]",
+        "listeners: [{name: a, protocol: imap4, bind: [':143'], routes: [{pool: a}], tls: {certificates: [{cert: a, key: b}]}}]",
+        "directories: {a: {file: {path: a}}}\nlisteners: [{name: a, protocol: tcp, bind: [':1'], routes: [{pool: a}]}]",
         "listeners: [{name: a, protocol: gopher, bind: [':80'], routes: [{pool: a}]}]",
         "listeners: [{name: a, protocol: http, bind: [':80'], routes: [{pol: a}]}]",
         "listeners: [{name: a, protocol: http, bind: [':80'], routes: [{pool: a}], timeouts: {tunnel: 5}}]",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from l7lb.config import load
-from l7lb.control.explaining import Explained, Question, explain
+from l7lb.control.explaining import Explained, Question, asked, explain, explain_rules, explain_server
+from l7lb.control.explaining_mail import Heard
+from l7lb.control.explaining_mail import ask as ask_here
 from l7lb.core.errors import L7lbError, UnknownName
 from l7lb.core.snapshot import Snapshot
+from l7lb.persistence.mailbox_messages import MailboxRow
 
 CONFIGURATION = """\
 node: lb1
@@ -126,6 +130,25 @@ def test_what_a_directory_can_not_place(
     assert found.outcome.startswith(outcome)
     assert directory in found.directory
     assert found.pool == "mail"
+
+
+@pytest.mark.parametrize(
+    ("address", "server", "why"),
+    [
+        ("one", "mx1", "the mailbox is on mx2, with 3 sessions, and moves from there; mx1: the directory says so"),
+        ("two", "mx2", "the mailbox is on mx2, with 3 sessions; mx2: the directory says so"),
+    ],
+)
+def test_a_directory_names_another_server_than_the_mailbox_is_on(
+    snapshot: Snapshot, address: str, server: str, why: str
+) -> None:
+    explained, pool, facts = explain_rules(snapshot, Question("imap4", address=address))
+    assert pool is not None
+    listener, directories = asked(snapshot, explained)
+    answer = asyncio.run(ask_here(directories, listener, facts))
+    heard = Heard(answer, MailboxRow("mail", b"box", "mx2", 3, moving=False, fixed=False))
+    explain_server(explained, pool, facts, None, None, heard)
+    assert (explained.server, explained.why) == (server, why)
 
 
 def test_listeners_of_the_same_rules_need_no_name(snapshot: Snapshot) -> None:
