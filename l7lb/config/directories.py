@@ -130,10 +130,17 @@ class Attributes(Section):
 
 
 def _check_master(section: Section, given: tuple[str, ...], reading: Reading, *below: str) -> None:
-    """A master user has a password, and the other way round."""
+    """A master user has a password, and the other way round; and neither opens a mailbox to who has proved nothing."""
     for one, other in (("master_user", "master_password"), ("master_password", "master_user")):
         if one in given and other not in given:
             section.complain(reading, f"{one} does nothing without {other}", *(below or (one,)))
+            return
+    for name in ("password", "master_password"):
+        if name in given:
+            message = (
+                f"{name} serves clients with a certificate (external); passwords are not checked by this directory"
+            )
+            reading.warning((*section.place, *(below or (name,))), f"{message}, so that servers have to judge them")
             return
 
 

@@ -54,10 +54,12 @@ class Entry:
 
     ``mailbox`` is the canonical name of the store, ``server`` a server's name or host. With ``user`` or ``password``
     the server is logged in to with these in place of what the client gave; with ``master_user`` and its password as
-    that user on behalf of the mailbox (SASL's authorization identity).
+    that user on behalf of the mailbox (SASL's authorization identity). These passwords are used only where the client
+    has proved who it is: by a certificate, or because the directory has checked its password (``proven``). Else anybody
+    would be let in.
     """
 
-    __slots__ = ("mailbox", "master_password", "master_user", "password", "server", "user")
+    __slots__ = ("mailbox", "master_password", "master_user", "password", "proven", "server", "user")
 
     def __init__(self, mailbox: bytes = b"", server: str = "") -> None:
         self.mailbox = mailbox
@@ -66,6 +68,7 @@ class Entry:
         self.password = b""
         self.master_user = b""
         self.master_password = b""
+        self.proven = False
 
 
 class Assignment:

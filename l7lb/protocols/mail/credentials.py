@@ -36,7 +36,8 @@ def server_credentials(facts: MailFacts, assignment: Assignment) -> Credentials 
 
     The name that says which mailbox is meant is what was typed, or the mailbox's, as the pool's ``login_as`` has it;
     that is the authorization identity where the client gave one. A directory's entry goes before: its user and its
-    password, or its master user, who logs in on behalf of that name.
+    password, or its master user, who logs in on behalf of that name. With the directory's passwords the server can't
+    judge the client's, so they are for clients that have proved already who they are (see ``Entry``).
     """
     entry = assignment.entry
     user, authorization = facts.user, facts.authorization
@@ -50,9 +51,10 @@ def server_credentials(facts: MailFacts, assignment: Assignment) -> Credentials 
     if entry is not None:
         if entry.user:
             user, authorization = entry.user, b""
-        if entry.password:
+        proven = entry.proven or facts.mechanism == "external"
+        if entry.password and proven:
             password, mechanism = entry.password, "plain"
-        if entry.master_user:
+        if entry.master_user and proven:
             return _usable(Credentials(entry.master_user, entry.master_password, "plain", authorization or user))
     if not password:
         return None  # a certificate proved the name here, but not to the server

@@ -73,7 +73,7 @@ def read_answer(status: int, headers: Mapping[str, str], login: bool) -> Result:
     word = headers.get("Auth-Status", "").strip()
     wait = _seconds(headers.get("Auth-Wait", ""))
     if word == "OK":
-        return _entry(headers)
+        return _entry(headers, login)
     if not word:
         return failed("an answer without Auth-Status")
     if word == "WAIT" or headers.get("Auth-Error-Code", "").strip().startswith("4"):
@@ -83,7 +83,7 @@ def read_answer(status: int, headers: Mapping[str, str], login: bool) -> Result:
     return Result(REFUSED if login else MISSING, why=word[:100], wait=wait)
 
 
-def _entry(headers: Mapping[str, str]) -> Result:
+def _entry(headers: Mapping[str, str], login: bool) -> Result:
     server, port = headers.get("Auth-Server", "").strip(), headers.get("Auth-Port", "").strip()
     if port and not (port.isascii() and port.isdigit()):
         return failed(f"Auth-Port: {port[:20]}")
@@ -93,6 +93,7 @@ def _entry(headers: Mapping[str, str]) -> Result:
     entry.user = headers.get("Auth-User", "").encode("utf-8", "surrogateescape")
     entry.password = headers.get("Auth-Pass", "").encode("utf-8", "surrogateescape")
     entry.mailbox = headers.get("Auth-Mailbox", "").encode("utf-8", "surrogateescape") or entry.user
+    entry.proven = login and bool(entry.password)  # it was asked about the client's password, and not told before
     return Result(FOUND, entry, lasting=not entry.password)
 
 

@@ -98,8 +98,8 @@ class Welcome(msgspec.Struct, tag="welcome"):
     protocol: int
 
 
-# mailbox, server, user, password, master user and its password
-Fields = tuple[bytes, str, bytes, bytes, bytes, bytes]
+# mailbox, server, user, password, master user and its password, whether the client's was checked
+Fields = tuple[bytes, str, bytes, bytes, bytes, bytes, bool]
 
 
 class Told(msgspec.Struct, tag="told", omit_defaults=True):
@@ -145,13 +145,14 @@ from_process = msgspec.msgpack.Decoder(FromProcess)
 
 def fields(entry: Entry) -> Fields:
     """An entry as it travels and is remembered."""
-    return entry.mailbox, entry.server, entry.user, entry.password, entry.master_user, entry.master_password
+    proof = entry.user, entry.password, entry.master_user, entry.master_password, entry.proven
+    return entry.mailbox, entry.server, *proof
 
 
 def entry(values: Fields) -> Entry:
     """The reverse of :func:`fields`."""
     made = Entry(values[0], values[1])
-    _, _, made.user, made.password, made.master_user, made.master_password = values
+    _, _, made.user, made.password, made.master_user, made.master_password, made.proven = values
     return made
 
 

@@ -45,16 +45,17 @@ def test_a_token_stays_a_token() -> None:
 
 def test_a_directorys_words_go_before() -> None:
     entry = Entry()
-    entry.user, entry.password = b"u17", b"p17"
+    entry.user, entry.password, entry.proven = b"u17", b"p17", True
     assert given_to_server(facts("xoauth2"), entry=entry) == (b"u17", b"p17", "plain", b"")
 
 
 def test_a_master_user() -> None:
     entry = Entry()
-    entry.master_user, entry.master_password = b"proxy", b"hush"
+    entry.master_user, entry.master_password, entry.proven = b"proxy", b"hush", True
     assert given_to_server(facts(), "mailbox", entry) == (b"proxy", b"hush", "plain", b"anna@example.com")
     without_password = facts("external")
     without_password.password = b""
+    entry.proven = False
     assert given_to_server(without_password, entry=entry) == (b"proxy", b"hush", "plain", b"Anna+x")
 
 
@@ -67,5 +68,14 @@ def test_a_certificate_proves_nothing_to_a_server() -> None:
 @pytest.mark.parametrize("password", [b"a\r\nb LOGOUT", b"a\0b"])
 def test_a_directory_can_not_say_a_command(password: bytes) -> None:
     entry = Entry()
-    entry.password = password
+    entry.password, entry.proven = password, True
     assert given_to_server(facts(), entry=entry) is None
+
+
+@pytest.mark.parametrize("mechanism", ["login", "plain", "xoauth2", "oauthbearer"])
+def test_nobody_is_let_in_by_a_directorys_password_whose_own_was_not_checked(mechanism: str) -> None:
+    entry = Entry()
+    entry.user, entry.password = b"u17", b"p17"
+    entry.master_user, entry.master_password = b"proxy", b"hush"
+    sent = "plain" if mechanism == "login" else mechanism
+    assert given_to_server(facts(mechanism), entry=entry) == (b"u17", b"secret", sent, b"")

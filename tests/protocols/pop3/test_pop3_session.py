@@ -320,7 +320,7 @@ def test_another_name_and_a_master_user() -> None:
     assert made.seen()[-1] == "S: USER anna@example.com|"
     made = bench()
     made.entry = Entry()
-    made.entry.user, made.entry.password = b"u4711", b"other"
+    made.entry.user, made.entry.password, made.entry.proven = b"u4711", b"other", True
     made.client(b"USER a\r\nPASS b\r\n").connect().server(b"+OK\r\n+OK\r\n")
     assert made.seen()[-1] == "S: USER u4711|PASS other|"
     made.entry.master_user, made.entry.master_password = b"l7lb", b"secret"

@@ -214,7 +214,7 @@ def test_a_refused_message_leaves_the_session() -> None:
 
 def test_a_directory_may_know_other_credentials() -> None:
     entry = Entry(b"anna", "a")
-    entry.master_user, entry.master_password = b"master", b"key"
+    entry.master_user, entry.master_password, entry.proven = b"master", b"key", True
     bench = Bench("submission", scripts={"a": SERVER}, entry=entry)
     bench.send(HELLO)
     assert bench.send(PLAIN).startswith(b"235")

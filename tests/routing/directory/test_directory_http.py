@@ -133,7 +133,11 @@ def test_other_credentials_are_used_and_not_remembered() -> None:
     result = read_answer(200, {**OK, "Auth-User": "anna*master", "Auth-Pass": "p w", "Auth-Mailbox": "anna"}, True)
     assert result.entry is not None
     assert (result.entry.user, result.entry.password, result.entry.mailbox) == (b"anna*master", b"p w", b"anna")
+    assert result.entry.proven
     assert not result.lasting
+    result = read_answer(200, {**OK, "Auth-Pass": "p w"}, False)
+    assert result.entry is not None
+    assert not result.entry.proven  # it has not been asked about any password
     result = read_answer(200, {**OK, "Auth-User": "anna"}, True)
     assert result.entry is not None
     assert (result.entry.user, result.entry.mailbox, result.lasting) == (b"anna", b"anna", True)

@@ -320,7 +320,11 @@ async def test_who_speaks_nonsense_is_left(socket_path: Path, users: Path) -> No
 
 @pytest.mark.asyncio
 async def test_any_split_of_the_bytes_gives_the_same_messages() -> None:
-    sent = [Told(1, "found", "people", entry=(b"m", "s", b"", b"", b"", b"")), Told(2, "missing"), Told(3, "failed")]
+    sent = [
+        Told(1, "found", "people", entry=(b"m", "s", b"", b"", b"", b"", False)),
+        Told(2, "missing"),
+        Told(3, "failed"),
+    ]
     data = b"".join(frame(one) for one in sent)
     for place in range(len(data) + 1):
         frames = Frames()
@@ -337,7 +341,7 @@ async def test_no_password_is_shown() -> None:
     question.password = b"secret"
     ask_ = Ask.of(1, ("people",), question)
     assert "secret" not in repr(ask_)
-    assert "secret" not in repr(Told(1, "found", entry=(b"", "", b"", b"secret", b"", b"")))
+    assert "secret" not in repr(Told(1, "found", entry=(b"", "", b"", b"secret", b"", b"", False)))
     asked = ask_.question()
     assert all(getattr(asked, name) == getattr(question, name) for name in Question.__slots__)
 

@@ -52,6 +52,7 @@ def test_entries_and_what_is_missing_live_as_long_as_they_may() -> None:
 def test_an_entry_is_remembered_whole() -> None:
     entry = Entry(b"m", "s")
     entry.user, entry.password, entry.master_user, entry.master_password = b"u", b"p", b"mu", b"mp"
+    entry.proven = True
     cache = Cache(300.0, 30.0, 100, 0.0)
     cache.put(b"a", Result(FOUND, entry), 0.0)
     got = cache.get(b"a", 1.0)
