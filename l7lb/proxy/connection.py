@@ -508,7 +508,11 @@ class Connection(Endpoint):
 
     def _settle_streams(self, now: float) -> None:
         """The same for a connection of streams: who does not read what was sent is not read either."""
-        self.deliver(now)
+        try:
+            self.deliver(now)
+        except Exception:
+            log.exception("connection from %s ended by a fault", self.client)
+            self.close(reset=True)
         if self.phase == OPEN:
             wanted = self.session.wants_client and (self.out is None or not self.congested)
             if wanted is not self.reading:

@@ -55,6 +55,7 @@ GONE: Final = 5
 PHASES: Final = ("queue", "connect", "command", "message", "quit", "closed")
 
 QUIT_SECONDS: Final = 2.0
+LONGEST_WAIT: Final = 30.0  # seconds that a refusal is held back
 
 Done = Callable[[Reply, float], None]
 
@@ -162,6 +163,10 @@ class Leg(Session):
 
     def failed(self, failure: Failure, choice: Choice | None, now: float) -> list[Action]:
         self.flow.choice = choice
+        wait = min(getattr(self.facts, "wait", 0.0), LONGEST_WAIT) if failure is Failure.LOGIN_REFUSED else 0.0
+        if wait > 0.0:
+            self.deadline = now + wait  # whoever refused it wants the client to hear of it then
+            return []
         return self._over(failure, now)
 
     def server_secured(self, now: float) -> list[Action]:
@@ -193,7 +198,8 @@ class Leg(Session):
     def expired(self, now: float, blocked: Side | None, progress: float) -> list[Action]:
         if self.state in (QUITTING, GONE):
             return self._over(None, now) if self.state == QUITTING else []
-        self.deadline = 0.0
+        if self.state == ROUTING:
+            return self._over(Failure.LOGIN_REFUSED, now)  # a deadline is there alone while a refusal waits
         return self._over(Failure.SERVER_STALLED if blocked is SERVER else Failure.SERVER_TIMEOUT, now)
 
     def dismissed(self, why: str, now: float) -> list[Action]:
