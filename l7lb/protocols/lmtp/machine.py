@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from l7lb.core.contracts import Peer
 from l7lb.core.errors import Failure
+from l7lb.protocols.mail.esmtp_chunks import Chunks
 from l7lb.protocols.mail.esmtp_replies import Reply, speaks_for
 from l7lb.protocols.mail.esmtp_shared import EsmtpShared
-from l7lb.protocols.mail.esmtp_transaction import Recipient, Transactions
+from l7lb.protocols.mail.esmtp_transaction import Recipient
 
 
-class LmtpMachine(Transactions):
+class LmtpMachine(Chunks):
     """A client's connection; see the module's head."""
 
     __slots__ = ("_answers",)

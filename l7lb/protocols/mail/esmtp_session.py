@@ -33,7 +33,6 @@ from l7lb.core.actions import (
     Multiplex,
     OpenStream,
     Side,
-    StartTls,
     ToClient,
 )
 from l7lb.core.contracts import Assignment, Choice, Location, Multiplexer, Peer
@@ -43,7 +42,6 @@ from l7lb.protocols.mail.esmtp import (
     FOREIGN,
     Command,
     Fault,
-    from_xtext,
     parse_command,
 )
 from l7lb.protocols.mail.esmtp_leg import GONE, Done, Leg
@@ -75,9 +73,29 @@ class EsmtpSession(Multiplexer):
     """See the module's head. A protocol derives its machine from :class:`.esmtp_transaction.Transactions`."""
 
     __slots__ = (
-        "_counted", "_greeted", "_leaves", "_out", "_scanned", "_spoken", "_too_long", "bad", "buffer",
-        "ended_by_client", "flow", "hello", "legs", "login_until", "next_leg", "offer", "origin", "peer",
-        "received_bytes", "recorded", "sent_bytes", "shared", "state",
+        "_counted",
+        "_leaves",
+        "_out",
+        "_scanned",
+        "_spoken",
+        "_too_long",
+        "bad",
+        "buffer",
+        "ended_by_client",
+        "extended",
+        "flow",
+        "hello",
+        "legs",
+        "login_until",
+        "next_leg",
+        "offer",
+        "origin",
+        "peer",
+        "received_bytes",
+        "recorded",
+        "sent_bytes",
+        "shared",
+        "state",
     )  # fmt: skip
 
     def __init__(self, shared: EsmtpShared, peer: Peer, now: float) -> None:
@@ -99,7 +117,7 @@ class EsmtpSession(Multiplexer):
         self.received_bytes = 0
         self.sent_bytes = 0
         self._counted = (0, 0)
-        self._greeted = False  # with EHLO or LHLO: extensions are in force
+        self.extended = False  # it said EHLO or LHLO: extensions are in force
         self._leaves: Failure | None = None  # why it ends as soon as no transaction is in progress
         self._spoken = False
         self._out: list[Action] = []
@@ -109,7 +127,7 @@ class EsmtpSession(Multiplexer):
     # --- what protocols and transactions add ----------------------------------------------------------------------
 
     def command(self, command: Command, now: float) -> None:
-        """Carry out a command that is not one of the session's own."""
+        """Carry out a command. Raises Fault."""
         raise NotImplementedError
 
     def response(self, line: bytes, now: float) -> None:
@@ -131,10 +149,6 @@ class EsmtpSession(Multiplexer):
     def leg_gone(self, leg: Leg, now: float) -> None:
         """A server is lost, or has been left."""
         self.legs.pop(leg.number, None)
-
-    def keywords(self) -> list[bytes]:
-        """What the answer to EHLO has beside what servers offer."""
-        return []
 
     # --- what the proxy tells -------------------------------------------------------------------------------------
 
@@ -279,7 +293,7 @@ class EsmtpSession(Multiplexer):
 
     def client(self) -> Client:
         """What servers may be told of this client."""
-        return Client(self.origin, self.hello, self._greeted)
+        return Client(self.origin, self.hello, self.extended)
 
     def counted(self) -> tuple[int, int]:
         """Bytes from and to the client since this was last asked."""
@@ -311,7 +325,7 @@ class EsmtpSession(Multiplexer):
                 self._foreign(now)
                 return False
             self._spoken = True
-            self._command(command, now)
+            self.command(command, now)
         except Fault as fault:
             self.refuse(fault.reply, now)
         return True
@@ -344,96 +358,6 @@ class EsmtpSession(Multiplexer):
     def _foreign(self, now: float) -> None:
         """This client speaks something else, and may have been made to by somebody's page (ALPACA)."""
         self.leave(b"554 5.7.0 This is not the protocol spoken here", Failure.CLIENT_PROTOCOL, now)
-
-    def _command(self, command: Command, now: float) -> None:
-        verb = command.verb
-        if verb in (b"EHLO", b"LHLO", b"HELO"):
-            self._hello(verb, command.argument, now)
-        elif verb == b"STARTTLS":
-            self._start_tls(command.argument, now)
-        elif verb == b"NOOP":
-            self.say(b"250 2.0.0 OK", now)
-        elif verb == b"QUIT":
-            self.leave(b"221 2.0.0 Bye", None, now)
-        elif verb == b"HELP":
-            self.say(b"214 2.0.0 See RFC 5321", now)
-        elif verb in (b"VRFY", b"EXPN"):
-            if not command.argument:
-                raise Fault(b"501 5.5.4 Expected an address")
-            self.say(b"252 2.5.2 Addresses are not looked up here, send to it" if verb == b"VRFY"
-                     else b"502 5.5.1 Lists are not expanded here", now)  # fmt: skip
-        elif verb == b"XCLIENT":
-            self._xclient(command.argument, now)
-        else:
-            self.command(command, now)
-
-    def _hello(self, verb: bytes, argument: bytes, now: float) -> None:
-        if (verb == b"LHLO") is not (self.shared.server_hello == b"LHLO"):
-            raise Fault(b"500 5.5.1 Say " + self.shared.server_hello)
-        if not argument or len(argument) > 255 or b" " in argument or not argument.isascii():
-            raise Fault(b"501 5.5.4 Expected " + verb + b" and a name")
-        self.hello = argument
-        self._greeted = verb != b"HELO"
-        self.forget(now)
-        if verb == b"HELO":
-            self.offer = {}
-            self.say(b"250 " + self.shared.hostname, now)
-            return
-        self.offer = self.shared.offers.now()
-        lines = [self.shared.hostname, b"PIPELINING"]
-        lines += [name + b" " + value if value else name for name, value in self.offer.items()]
-        if self.shared.offers_tls(self.peer):
-            lines.append(b"STARTTLS")
-        lines += self.keywords()
-        if self.shared.trusts(self.peer):
-            lines.append(b"XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT TTL SESSION")
-        self.tell(Reply(250, lines).render())
-
-    def _start_tls(self, argument: bytes, now: float) -> None:
-        if self.peer.tls:
-            raise Fault(b"503 5.5.1 TLS is in use already")
-        if not self.shared.starttls:
-            raise Fault(b"502 5.5.1 There is no TLS here")
-        if argument:
-            raise Fault(b"501 5.5.4 STARTTLS has no argument")
-        if self.buffer:
-            # What came behind it was sent in the clear, by whomever: nothing of it may be done behind the handshake.
-            self.leave(b"554 5.7.0 Nothing may come behind STARTTLS", Failure.CLIENT_PROTOCOL, now)
-            return
-        self.forget(now)
-        self.hello, self._greeted, self.offer = b"", False, {}
-        self.say(b"220 2.0.0 Go on", now)
-        self.state = SECURING
-        self.deadline = 0.0
-        self.do(StartTls())
-
-    def _xclient(self, argument: bytes, now: float) -> None:
-        """A proxy that is trusted tells of its client (Postfix' XCLIENT_README); the session begins anew."""
-        if not self.shared.trusts(self.peer):
-            raise Fault(b"550 5.7.1 XCLIENT is not for this client")
-        if not self.idle():
-            raise Fault(b"503 5.5.1 A transaction is in progress")
-        values: dict[bytes, bytes] = {}
-        for word in argument.split():
-            name, equals, value = word.partition(b"=")
-            if not equals:
-                raise Fault(b"501 5.5.4 XCLIENT has NAME=value")
-            values[name.upper()] = from_xtext(value)
-        self._believe(values)
-        self.hello, self._greeted, self.offer = b"", False, {}
-        self.say(b"220 " + self.shared.hostname + b" " + self.shared.banner, now)
-
-    def _believe(self, values: dict[bytes, bytes]) -> None:
-        """What a trusted proxy tells of its client."""
-        origin = self.origin
-        address = values.get(b"ADDR", b"")
-        if address and not address.startswith(b"[") and not origin.told(address, values.get(b"PORT", b"")):
-            raise Fault(b"501 5.5.4 ADDR is no address")
-        origin.arrived(values.get(b"DESTADDR", b""), values.get(b"DESTPORT", b""))
-        origin.limited(values.get(b"TTL", b""))
-        origin.session = values.get(b"SESSION", origin.session)
-        if origin.hops < 0:
-            raise Fault(b"554 5.4.6 Too many proxies lead to one another")
 
     # --- time and the end -----------------------------------------------------------------------------------------
 

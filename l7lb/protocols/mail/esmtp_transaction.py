@@ -20,12 +20,13 @@ from l7lb.core.contracts import Location, Peer
 from l7lb.core.errors import Failure
 from l7lb.core.mailbox import canonical
 from l7lb.protocols.mail import esmtp_leg
-from l7lb.protocols.mail.esmtp import Command, Fault, parse_chunk, parse_path
+from l7lb.protocols.mail.esmtp import Command, Fault, parse_path
+from l7lb.protocols.mail.esmtp_commands import Commands
 from l7lb.protocols.mail.esmtp_data import END, LONE, DataScanner
 from l7lb.protocols.mail.esmtp_leg import Leg
 from l7lb.protocols.mail.esmtp_parameters import fitting, mail_parameters, rcpt_parameters
 from l7lb.protocols.mail.esmtp_replies import Reply, reply, speaks_for
-from l7lb.protocols.mail.esmtp_session import CHUNK, COMMAND, MESSAGE, WAITING, EsmtpSession
+from l7lb.protocols.mail.esmtp_session import COMMAND, MESSAGE, WAITING
 from l7lb.protocols.mail.esmtp_shared import RECIPIENTS, EsmtpShared
 from l7lb.protocols.mail.facts import MailFacts
 
@@ -61,18 +62,16 @@ class Transaction:
         self.broken: Reply | None = None  # why no more of the message is taken
 
 
-class Transactions(EsmtpSession):
-    """Adds MAIL, RCPT, DATA, BDAT and RSET; see the module's head."""
+class Transactions(Commands):
+    """Adds MAIL, RCPT, DATA and RSET; see the module's head."""
 
-    __slots__ = ("_last", "_left", "_replies", "_scanner", "transaction")
+    __slots__ = ("_scanner", "replies", "transaction")
 
     def __init__(self, shared: EsmtpShared, peer: Peer, now: float) -> None:
         super().__init__(shared, peer, now)
         self.transaction: Transaction | None = None
         self._scanner = DataScanner()
-        self._left = 0  # bytes of the chunk that are to come
-        self._last = False  # it is the last
-        self._replies = 0  # that are awaited
+        self.replies = 0  # of servers that are awaited
 
     # --- what a protocol decides ----------------------------------------------------------------------------------
 
@@ -97,7 +96,7 @@ class Transactions(EsmtpSession):
     def idle(self) -> bool:
         return self.transaction is None
 
-    def command(self, command: Command, now: float) -> None:
+    def mail_command(self, command: Command, now: float) -> None:
         verb = command.verb
         if verb == b"MAIL":
             self.mail(command.argument, now)
@@ -105,8 +104,6 @@ class Transactions(EsmtpSession):
             self._rcpt(command.argument, now)
         elif verb == b"DATA":
             self._data(command.argument, now)
-        elif verb == b"BDAT":
-            self._bdat(command.argument, now)
         elif verb == b"RSET":
             if command.argument:
                 raise Fault(b"501 5.5.4 RSET has no argument")
@@ -276,7 +273,7 @@ class Transactions(EsmtpSession):
         """Whether enough of the recipients' servers are there for the message to be taken."""
         return bool(self.message_legs())
 
-    def _drop_bystanders(self, now: float) -> None:
+    def drop_bystanders(self, now: float) -> None:
         """Servers that took no recipient don't get the message."""
         for leg in list(self.legs.values()):
             if not leg.accepted and leg.state != esmtp_leg.GONE:
@@ -294,20 +291,20 @@ class Transactions(EsmtpSession):
             raise Fault(self.none_accepted())
         if transaction.parameters.get(b"BODY", b"").upper() == b"BINARYMIME":
             raise Fault(b"503 5.5.1 BINARYMIME goes with BDAT")
-        self._drop_bystanders(now)
+        self.drop_bystanders(now)
         if not self.whole(transaction):
             self.say(LOST, now)
             self.over(now)
             return
         self.state = WAITING
         legs = self.message_legs()
-        self._replies = len(legs)
+        self.replies = len(legs)
         refusals: list[Reply] = []
         for leg in legs:
             leg.ask(b"DATA\r\n", partial(self._data_answered, leg, refusals), now)
 
     def _data_answered(self, leg: Leg, refusals: list[Reply], answer: Reply, now: float) -> None:
-        self._replies -= 1
+        self.replies -= 1
         if answer.code == 354 and leg.state == esmtp_leg.READY:
             leg.state = esmtp_leg.MESSAGE
         else:
@@ -316,7 +313,7 @@ class Transactions(EsmtpSession):
             refusals.append(answer)
             leg.early = answer
             self.drop(leg, answer.lost, now)
-        if self._replies:
+        if self.replies:
             return
         if any(one.state == esmtp_leg.MESSAGE for one in self.legs.values()):
             self.say(b"354 End the message with a dot on a line of its own", now)
@@ -327,15 +324,9 @@ class Transactions(EsmtpSession):
             self.over(now)
 
     def message_bytes(self, now: float) -> None:
-        data = bytes(self.buffer)
         self.deadline = now + self.shared.settings.command
-        if self.state == CHUNK:
-            taken = data[: self._left]
-            del self.buffer[: len(taken)]
-            self._chunk_bytes(taken, now)
-            return
         scanner = self._scanner
-        passed, used = scanner.feed(data)
+        passed, used = scanner.feed(bytes(self.buffer))
         del self.buffer[:used]
         if passed:
             for leg in self.message_legs():
@@ -345,94 +336,14 @@ class Transactions(EsmtpSession):
                 leg.abort(Failure.CLIENT_PROTOCOL, now)
             self.leave(b"521 5.5.2 A line ends in CRLF, not in LF or CR alone", Failure.CLIENT_PROTOCOL, now)
         elif scanner.state == END:
-            self._whole_message(now)
+            self.whole_message(now)
 
-    def _whole_message(self, now: float) -> None:
+    def whole_message(self, now: float) -> None:
         """The servers have the end of the message: what they say now counts."""
         for leg in self.message_legs():
             leg.state = esmtp_leg.READY
         self.state = WAITING
         self.delivered(now)
-
-    # --- chunks ---------------------------------------------------------------------------------------------------
-
-    def _bdat(self, argument: bytes, now: float) -> None:
-        try:
-            size, last = parse_chunk(argument)
-        except Fault as fault:
-            # How much comes behind it is not known, and must not be taken for commands.
-            self.leave(fault.reply, Failure.CLIENT_PROTOCOL, now)
-            return
-        transaction = self.transaction
-        self._left, self._last = size, last
-        if transaction is not None and not transaction.broken and not self._cant_chunk(transaction):
-            self._drop_bystanders(now)
-            transaction.chunked = True
-            for leg in self.message_legs():
-                leg.state = esmtp_leg.MESSAGE
-                leg.send(b"BDAT %d%b\r\n" % (size, b" LAST" if last else b""))
-        self.state = CHUNK
-        if not size:
-            self._chunk_bytes(b"", now)
-
-    def _cant_chunk(self, transaction: Transaction) -> bool:
-        """Whether BDAT can't be; then the transaction is broken."""
-        if b"CHUNKING" not in self.offer:
-            transaction.broken = reply(b"502 5.5.1 BDAT is not offered here")
-        elif not transaction.recipients:
-            transaction.broken = reply(self.none_accepted())
-        elif not self.whole(transaction):
-            transaction.broken = reply(LOST)
-        elif any(b"CHUNKING" not in leg.offer for leg in self.message_legs()):
-            transaction.broken = reply(UNFIT)
-        return transaction.broken is not None
-
-    def _chunk_bytes(self, data: bytes, now: float) -> None:
-        """Some of a chunk's bytes; those that nobody wants are skipped (RFC 3030 section 2)."""
-        transaction = self.transaction
-        broken = transaction.broken if transaction is not None else reply(b"503 5.5.1 Say MAIL first")
-        self._left -= len(data)
-        if data and broken is None:
-            for leg in self.message_legs():
-                leg.send(data)
-        if self._left:
-            return
-        if broken is not None:
-            self.reply(broken)
-            self.state = COMMAND
-        elif self._last:
-            self._whole_message(now)
-        else:
-            self._await_chunk(now)
-
-    def _await_chunk(self, now: float) -> None:
-        """The servers have a chunk that is not the last: it has one reply."""
-        transaction = self.transaction
-        assert transaction is not None
-        legs = list(dict.fromkeys(one.leg for one in transaction.recipients if one.leg is not None))
-        self.state = WAITING
-        self._replies = len(legs)
-        answers: list[Reply] = []
-        for leg in legs:
-            leg.expect(partial(self._chunk_answered, leg, answers), now)
-
-    def _chunk_answered(self, leg: Leg, answers: list[Reply], answer: Reply, now: float) -> None:
-        transaction = self.transaction
-        self._replies -= 1
-        if transaction is None:
-            return
-        if answer.kind != 2:
-            answer = answer if answer.kind >= 4 else speaks_for(Failure.SERVER_PROTOCOL)
-            leg.early = answer
-            self.drop(leg, answer.lost, now)
-        answers.append(answer)
-        if self._replies:
-            return
-        good = [one for one in answers if one.kind == 2]
-        if not good or not self.whole(transaction):
-            transaction.broken = next(one for one in answers if one.kind != 2)
-        self.reply(transaction.broken or good[0])
-        self.state = COMMAND
 
     def over(self, now: float) -> None:
         """The message has been answered."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from l7lb.core.errors import Failure
 from l7lb.protocols.mail import esmtp_leg
+from l7lb.protocols.mail.esmtp_chunks import Chunks
 from l7lb.protocols.mail.esmtp_replies import Reply, reply, speaks_for
-from l7lb.protocols.mail.esmtp_transaction import LOST, Recipient, Transaction, Transactions
+from l7lb.protocols.mail.esmtp_transaction import LOST, Recipient, Transaction
 
 
-class SmtpMachine(Transactions):
+class SmtpMachine(Chunks):
     """A client's connection; see the module's head."""
 
     __slots__ = ()

@@ -48,16 +48,16 @@ class SubmissionMachine(SmtpMachine):
         offered = self.shared.offered(self.peer)
         return [b"AUTH " + " ".join(offered).upper().encode()] if offered else []
 
-    def command(self, command: Command, now: float) -> None:
+    def mail_command(self, command: Command, now: float) -> None:
         if command.verb == b"AUTH":
             self._auth(command.argument, now)
         elif self._server is None and command.verb in (b"MAIL", b"RCPT", b"DATA", b"BDAT"):
             if command.verb == b"BDAT":
-                super().command(command, now)  # its bytes are skipped
+                super().mail_command(command, now)  # its bytes are skipped
             else:
                 raise Fault(b"530 5.7.0 Log in first")
         else:
-            super().command(command, now)
+            super().mail_command(command, now)
 
     def _auth(self, argument: bytes, now: float) -> None:
         name, _, initial = argument.partition(b" ")
