@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from node_process import alive
-from scenario_node import Nginx, Node, l7lb, wait_for
+from scenario_node import Nginx, Node, free_port, l7lb, wait_for
 from slapd_helpers import BASE, PASSWORD, READER, Slapd
 
 pytestmark = [pytest.mark.scenario, pytest.mark.needs("slapd", "nginx")]
@@ -63,15 +64,25 @@ def text(web: list[Nginx], *urls: str, cache: str = "0s") -> str:
     return found.replace("SERVERS", servers).replace("CACHE", cache)
 
 
+class Measured(Node):
+    """A node whose metrics can be read."""
+
+    def write(self, **values: Any) -> None:
+        super().write(**values)
+        self.metrics = getattr(self, "metrics", 0) or free_port()
+        admin = f'admin: {{socket: run/admin.sock, metrics: "127.0.0.1:{self.metrics}"}}'
+        self.file.write_text(self.file.read_text().replace("admin: {socket: run/admin.sock}", admin))
+
+
 @pytest.fixture
-def node(tmp_path: Path, slapd: Slapd, web: list[Nginx]) -> Iterator[Node]:
+def node(tmp_path: Path, slapd: Slapd, web: list[Nginx]) -> Iterator[Measured]:
     folder = tmp_path / "node"
     folder.mkdir()
     secret = folder / "secret"
     secret.write_bytes(PASSWORD + b"\n")
     secret.chmod(0o600)
     (folder / "users.txt").write_text("carl@example.com mx2\nnowhere@example.com mx7\n")
-    with Node(folder, text(web, slapd.url)) as made:
+    with Measured(folder, text(web, slapd.url)) as made:
         yield made
 
 
@@ -85,6 +96,12 @@ def ask(node: Node, mailbox: str | None) -> tuple[int, str]:
         return answer.status, answer.getheader("X-Server") or answer.read().decode().strip()
     finally:
         connection.close()
+
+
+def metrics(node: Measured) -> str:
+    with socket.create_connection(("127.0.0.1", node.metrics), timeout=20) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
 def children(node: Node, kind: str) -> list[int]:
@@ -101,7 +118,7 @@ def children(node: Node, kind: str) -> list[int]:
     return [pid for pid in found if alive(pid)]
 
 
-def test_requests_go_where_the_directories_say(node: Node) -> None:
+def test_requests_go_where_the_directories_say(node: Measured) -> None:
     for name in ("anna@example.com", "Anna", "anna+lists@EXAMPLE.com", "a.b@example.org"):
         assert ask(node, name) == (200, "mx1")
     assert ask(node, "bert") == (200, "mx2")
@@ -112,6 +129,9 @@ def test_requests_go_where_the_directories_say(node: Node) -> None:
     assert ask(node, "twice@example.com")[0] == 503  # which of the two?
     assert ask(node, "nowhere")[0] == 503  # on a server that the pool doesn't have
     assert ask(node, "*") == ask(node, "*")
+    numbers = metrics(node)
+    assert 'l7lb_directory_answers_total{directory="legacy",status="found"}' in numbers
+    assert 'l7lb_directory_answers_total{directory="people",status="failed"} 1.0' in numbers
     assert l7lb(node, "directory", "ask", "Anna+lists").split()[:3] == ["asked", "for", "anna@example.com,"]
 
 
