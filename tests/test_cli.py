@@ -304,6 +304,22 @@ def test_explain_as_configured(tmp_path: Path) -> None:
     assert "=> to pool web, server web" in result.stdout
 
 
+def test_explain_mail_as_configured(tmp_path: Path) -> None:
+    file = tmp_path / "l7lb.yaml"
+    file.write_text(
+        """\
+listeners:
+  - {name: mx, protocol: smtp, bind: ["127.0.0.1:0"], routes: [{pool: mail}]}
+pools:
+  mail: {client_address: {smtp: xclient}, servers: [{name: mx1, host: 127.0.0.1, ports: {lmtp: 24, smtp: 25}}]}
+"""
+    )
+    result = run("explain", "--config", str(file), "smtp", "Anna@Example.com")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].endswith("address anna@example.com, mailbox anna@example.com")
+    assert "=> to pool mail, server mx1 at 127.0.0.1:25" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -337,6 +353,8 @@ def test_schema_is_json(tmp_path: Path) -> None:
         ["weight", "web1", "much"],
         ["sessions", "--limit", "0"],
         ["explain", "http", "/"],
+        ["explain", "imap4"],
+        ["explain", "imap4", "a", "b"],
         ["explain", "gopher", "GET", "/"],
         ["explain", "http", "GET", "/", "-H", "nothing"],
         ["completion", "csh"],

@@ -19,17 +19,16 @@ from l7lb.core.mailbox import canonical, short_name
 from l7lb.core.servers import PoolState, ServerState
 from l7lb.core.snapshot import Directory, Listener
 from l7lb.persistence.mailbox_messages import MailboxRow
+from l7lb.protocols.mail.esmtp_replies import speaks_for
 from l7lb.protocols.mail.facts import MailFacts
 from l7lb.protocols.mail.failures import permanent
 
-# How a client is refused for now, and for good.
+# How a login is refused for now, and for good; a recipient is by the reply itself.
 REFUSALS: Final = {
     "imap4": ("NO [UNAVAILABLE]", "NO [AUTHENTICATIONFAILED]"),
     "pop3": ("-ERR [SYS/TEMP]", "-ERR [AUTH]"),
     "managesieve": ("NO (TRYLATER)", "NO"),
     "submission": ("454", "535"),
-    "smtp": ("451", "550"),
-    "lmtp": ("451", "550"),
 }
 LIBRARIES = "l7lb.directories"  # whose log says again what the explanation says
 
@@ -52,7 +51,9 @@ def mail_facts(listener: Listener, typed: str, source: str) -> MailFacts:
 
 def refusal(protocol: str, failure: Failure) -> str:
     """What the client is told."""
-    return REFUSALS[protocol][permanent(failure)]
+    if protocol in REFUSALS:
+        return REFUSALS[protocol][permanent(failure)]
+    return str(speaks_for(failure).code)
 
 
 def question_of(listener: Listener, facts: Facts) -> Question:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from l7lb.config import load
@@ -149,6 +150,13 @@ def test_a_directory_names_another_server_than_the_mailbox_is_on(
     heard = Heard(answer, MailboxRow("mail", b"box", "mx2", 3, moving=False, fixed=False))
     explain_server(explained, pool, facts, None, None, heard)
     assert (explained.server, explained.why) == (server, why)
+
+
+def test_what_no_rule_matches(snapshot: Snapshot) -> None:
+    listeners = tuple(msgspec.structs.replace(one, routes=one.routes[:1]) for one in snapshot.listeners)
+    rest = msgspec.structs.replace(snapshot, listeners=listeners)
+    for protocol, told in (("imap4", "NO [UNAVAILABLE]"), ("lmtp", "550")):
+        assert ask(rest, "one@example.com", protocol).outcome == f"no rule matches: {told}"
 
 
 def test_listeners_of_the_same_rules_need_no_name(snapshot: Snapshot) -> None:
