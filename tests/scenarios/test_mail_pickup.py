@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import poplib
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_node import Node, find, free_port, wait_for
+from scenario_node import Node, find, free_port, l7lb, wait_for
 
 from l7lb.demo import mailservers, secure
 from l7lb.demo.mailclients import Lmtp, Pop, Sieve, SieveError, Target, message
@@ -232,6 +233,28 @@ def test_a_wrong_password_for_scripts(mail: Mail) -> None:
             sieve.login("alice", "wrong")
         sieve.login("alice", ALICE.password)
         sieve.command("LISTSCRIPTS")
+
+
+def test_an_operator_ends_the_sessions_of_a_mailbox(mail: Mail) -> None:
+    with mail.pop() as pop, Sieve(mail.target(mail.sieve)) as sieve:
+        pop.user("Alice@Example.com")
+        pop.pass_(ALICE.password)
+        sieve.login("alice", ALICE.password)
+        rows = json.loads(l7lb(mail.node, "sessions", "--mailbox", ALICE.address, "--json"))
+        assert sorted((row["protocol"], row["server"], row["mailbox"]) for row in rows) == [
+            ("managesieve", "mx1", ALICE.address),
+            ("pop3", "mx1", ALICE.address),
+        ]
+        l7lb(mail.node, "kick", ALICE.address)
+        # A goodbye where nothing was in between, as far as the node can see, and an end in any case.
+        for file, word in ((pop.file, b"-ERR [SYS/TEMP]"), (sieve._file, b"BYE (TRYLATER)")):
+            with contextlib.suppress(ConnectionResetError):
+                said = file.readline()
+                assert said == b"" or said.startswith(word)
+                assert file.readline() == b""
+    with mail.pop() as pop:
+        pop.user("alice")
+        pop.pass_(ALICE.password)
 
 
 def test_a_client_that_injects_commands_behind_starttls(mail: Mail) -> None:
