@@ -16,7 +16,7 @@ from typing import cast
 import msgspec
 
 from l7lb.core.directory import FAILED, Answer, Question
-from l7lb.core.snapshot import Directory
+from l7lb.core.snapshot import Directory, HttpSource
 from l7lb.core.unixpath import short_path
 from l7lb.routing.directory.messages import (
     OPEN,
@@ -99,6 +99,8 @@ class DirectoryLink:
         self._number += 1
         number = self._number
         ask = Ask.of(number, names, question)
+        if not any(isinstance(one.source, HttpSource) for one in known):
+            ask.password = b""  # nobody there judges it
         seconds = sum(budget(one) for one in known) + MARGIN
         limit = self._loop.call_later(seconds, self._expired, number, seconds)
         self._waiting[number] = Waiting(ask, done, limit)

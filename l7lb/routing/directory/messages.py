@@ -69,7 +69,7 @@ class Ask(msgspec.Struct, tag="ask", omit_defaults=True):
             one.password,
             one.mechanism,
             one.attempt,
-            one.tls,
+            bool(one.tls),
         )
 
     def question(self) -> Question:

@@ -16,13 +16,14 @@ import uvloop
 from directory_helpers import Scripted, ask, file_directory, found, linked, serving, until
 
 from l7lb.core.directory import Answer, Question
-from l7lb.core.snapshot import Directory
+from l7lb.core.snapshot import Directory, HttpSource
 from l7lb.routing.directory import link as link_module
 from l7lb.routing.directory import messages
 from l7lb.routing.directory.link import DirectoryLink, ask_numbers
 from l7lb.routing.directory.lookup import make_source
 from l7lb.routing.directory.messages import Ask, Frames, Told, Use, frame
 from l7lb.routing.directory.process import Service
+from l7lb.routing.directory.source import Result
 
 
 def test_links_and_processes_work_on_uvloop(tmp_path: Path) -> None:
@@ -239,6 +240,28 @@ async def test_how_the_directories_are_can_be_asked(socket_path: Path, users: Pa
         assert scripted.seconds >= 0.0
     with pytest.raises(OSError, match=r"No such file|refused"):
         await ask_numbers(socket_path, 5.0)
+
+
+@pytest.mark.asyncio
+async def test_a_password_goes_only_where_it_is_judged(socket_path: Path, users: Path) -> None:
+    class Listening(Scripted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.passwords: list[bytes] = []
+
+        async def find(self, question: Question) -> Result:
+            self.passwords.append(question.password)
+            return await super().find(question)
+
+    source = Listening()
+    judge = Directory(name="judge", source=HttpSource(url="http://127.0.0.1:1/"))
+    async with (
+        serving(socket_path, Service(lambda _: source)),
+        linked(socket_path, file_directory(users), judge) as link,
+    ):
+        await ask(link, b"a@b", "people", password=b"secret")
+        await ask(link, b"c@d", "judge", password=b"secret")
+        assert source.passwords == [b"", b"secret"]
 
 
 @pytest.mark.asyncio
