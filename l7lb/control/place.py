@@ -13,7 +13,8 @@ from pathlib import Path
 from l7lb.config import NodeSettings
 from l7lb.core.errors import L7lbError
 from l7lb.core.snapshot import Snapshot
-from l7lb.proxy.workers.children import KEEPER_SOCKET, NODE_SOCKET, STATE_SOCKET
+from l7lb.persistence.roster import SUFFIX as ROSTER
+from l7lb.proxy.workers.children import DIRECTORIES_SOCKET, KEEPER_SOCKET, NODE_SOCKET, STATE_SOCKET
 from l7lb.proxy.workers.privileges import User
 
 
@@ -33,7 +34,8 @@ class Place:
 
     def prepare(self, settings: NodeSettings, snapshot: Snapshot, user: User | None) -> None:
         """Make the directories that the configuration names, for that user. Raises StartProblem."""
-        files = [self.admin, self.keeper, self.node, self.directory / STATE_SOCKET]
+        sockets = (STATE_SOCKET, f"{STATE_SOCKET}{ROSTER}", DIRECTORIES_SOCKET)
+        files = [self.admin, self.keeper, self.node, *(self.directory / name for name in sockets)]
         files += [Path(address.path) for one in snapshot.listeners for address in one.bind if address.path]
         if snapshot.access_log is not None and snapshot.access_log.path != "-":
             files.append(Path(snapshot.access_log.path))

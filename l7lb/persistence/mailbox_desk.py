@@ -85,6 +85,7 @@ class MailboxDesk:
         finally:
             for worker in list(self._watched):
                 self._unwatch(worker)
+            self._roster.close()
 
     async def _learn(self) -> None:
         until = time.monotonic() + LEARN

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 MOST = 1024  # workers in the file
+SUFFIX = ".workers"  # of its name, behind the name of the state process's socket
 
 Process = tuple[int, int]  # its number, and when it began
 
@@ -63,8 +64,16 @@ class Roster:
         if self._present.pop(pid, None) is not None:
             self._write()
 
+    def close(self) -> None:
+        """This state process ends: nothing is kept where no worker lives on."""
+        self._present = {pid: start for pid, start in self._present.items() if began(pid) == start}
+        self._write()
+
     def _write(self) -> None:
         if self._path is None:
+            return
+        if not self._present:
+            self._path.unlink(missing_ok=True)
             return
         new = self._path.with_name(f"{self._path.name}.new")
         try:

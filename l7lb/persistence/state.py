@@ -63,6 +63,7 @@ from l7lb.persistence.messages import (
     from_worker,
 )
 from l7lb.persistence.pins import PINS, SUFFIX
+from l7lb.persistence.roster import SUFFIX as ROSTER
 from l7lb.persistence.save import Clock, CorruptFile, load, save
 from l7lb.persistence.spending import StateSpending
 from l7lb.persistence.stream import Inlet, Outlet
@@ -530,7 +531,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     with listening:
         ours = os.stat(options.socket).st_ino
-        roster = options.socket.with_name(f"{options.socket.name}.workers")
+        roster = options.socket.with_name(f"{options.socket.name}{ROSTER}")
         saved = asyncio.run(serve(listening, options.save, options.size, roster))
         if options.socket.exists() and os.stat(options.socket).st_ino == ours:
             options.socket.unlink()

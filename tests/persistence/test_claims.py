@@ -221,3 +221,16 @@ async def test_a_broken_roster_is_no_reason_to_wait(tmp_path: Path) -> None:
     assert Roster(path).load() == set()
     assert Roster(tmp_path / "none").load() == set()
     assert began(2**22 + 1) == 0
+
+
+async def test_the_roster_goes_with_the_last_worker(tmp_path: Path) -> None:
+    path = tmp_path / "workers"
+    roster = Roster(path)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        roster.came(process.pid)
+        roster.close()
+        assert path.exists()  # it lives on, and the next state process must wait for it
+        assert Roster(path).load() == {(process.pid, began(process.pid))}
+        process.kill()
+    roster.close()
+    assert not path.exists()
