@@ -2,7 +2,7 @@
 
 It is asked by GET, with everything in headers:
 
-    Auth-Method             plain, login, xoauth2 ...; none for a recipient
+    Auth-Method             plain (for LOGIN and USER too), external, xoauth2 ...; none for a recipient
     Auth-User, Auth-Pass    as typed; what nginx would escape is escaped as nginx does
     Auth-Protocol           imap, pop3, smtp (submission too), lmtp, sieve, http
     Auth-Login-Attempt      1, 2 ... in this connection
@@ -38,6 +38,7 @@ from l7lb.core.snapshot import HttpSource
 from l7lb.routing.directory.source import Rest, Result, digest, failed
 
 LONGEST_WAIT = 60.0  # seconds
+METHODS = {"": "plain", "login": "plain"}
 PROTOCOLS = {"imap4": "imap", "submission": "smtp", "managesieve": "sieve"}
 _ESCAPED = frozenset(b' "%') | frozenset(range(0x20)) | frozenset(range(0x7F, 0x100))
 
@@ -51,7 +52,7 @@ def request_headers(question: Question) -> dict[str, str]:
     """The headers that a question becomes."""
     login = bool(question.password or question.mechanism)
     headers = {
-        "Auth-Method": (question.mechanism or "plain") if login else "none",
+        "Auth-Method": METHODS.get(question.mechanism, question.mechanism) if login else "none",
         "Auth-User": escape(question.login),
         "Auth-Pass": escape(question.password),
         "Auth-Protocol": PROTOCOLS.get(question.protocol, question.protocol),

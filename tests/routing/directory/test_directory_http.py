@@ -87,6 +87,15 @@ def test_what_a_login_becomes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mechanism", "word"), [("", "plain"), ("login", "plain"), ("external", "external"), ("xoauth2", "xoauth2")]
+)
+def test_mechanisms_have_nginxs_names(mechanism: str, word: str) -> None:
+    question = login()
+    question.mechanism = mechanism
+    assert request_headers(question)["Auth-Method"] == word
+
+
+@pytest.mark.parametrize(
     ("protocol", "word"),
     [("pop3", "pop3"), ("submission", "smtp"), ("smtp", "smtp"), ("lmtp", "lmtp"), ("managesieve", "sieve")],
 )
