@@ -81,7 +81,7 @@ soak: packages environment ## the long runs: scenarios marked slow, and the fuzz
 	@$(MAKE) --no-print-directory fuzz
 
 fuzz: environment ## the parsers against many seeds (SEEDS=2000)
-	@L7LB_FUZZ_SEEDS=$(SEEDS) $(PYTEST) --timeout 3600 tests/fuzz
+	@L7LB_FUZZ_SEEDS=$(SEEDS) $(PYTEST) --timeout 3600 tests/fuzz $(wildcard tests/protocols/*/test_*_fuzz.py)
 
 lock: ## requirements/*.txt anew from pyproject.toml (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }

@@ -82,7 +82,7 @@ class Bench:
                 assert action.fresh
                 assert isinstance(action.facts, MailFacts)
                 self.facts = action.facts
-                self.did.append(f"need {action.facts.mailbox.decode()}")
+                self.did.append(f"need {action.facts.mailbox.decode('utf-8', 'backslashreplace')}")
             elif isinstance(action, Finished):
                 self.finished.append(action)
                 self.did.append(f"finished {action.ended}")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from login_bench import Bench, Step, splits
 
 from l7lb.core.contracts import Entry
@@ -450,76 +447,3 @@ def test_a_server_that_fails_at_any_step_is_no_fault_of_the_client(heard: bytes,
         made.server(b"\xff{\r\nc \r\n" if fault == "garbage" else b"x" * 20_000)
     label = {"ended": "server-closed", "late": "server-timeout"}.get(fault, "server-protocol")
     assert made.seen() == [f"release {label}", f'C: {UNAVAILABLE}OK "Done."|']
-
-
-WORDS = st.sampled_from(
-    [
-        b'AUTHENTICATE "PLAIN"',
-        b'AUTHENTICATE "PLAIN" "AGEAYg=="',
-        b'"AGEAYg=="',
-        b'"*"',
-        b"LOGOUT",
-        b"CAPABILITY",
-        b"{3+}",
-        b"NOOP",
-        b"",
-        b"STARTTLS",
-        b"\xff\x00",
-        b'AUTHENTICATE "LOGIN" {4+}',
-        b"YQ==",
-        b'"YQ=="',
-        b'"',
-        b'X "y" {2000+}',
-    ]
-)
-REPLIES = st.sampled_from(
-    [SERVER, b"OK", b"NO", b"BYE", b'NO "x"', b'"e30="', b"OK {3}", b"abc", b"", b'"STARTTLS"', b"\xfe"]
-)
-EOLS = st.sampled_from([b"\r\n", b"\n", b""])
-ANYTHING = st.lists(
-    st.one_of(
-        st.tuples(st.just("client"), st.builds(bytes.__add__, WORDS, EOLS)),
-        st.tuples(st.just("server"), st.builds(bytes.__add__, REPLIES, EOLS)),
-        st.tuples(st.sampled_from(["connect", "secured", "server_secured", "late", "draining"])),
-        st.tuples(st.just("ended"), st.sampled_from(["client", "server"])),
-        st.tuples(st.just("failed"), st.sampled_from([Failure.NO_SERVER, Failure.NO_MAILBOX])),
-    ),
-    max_size=30,
-)
-
-
-@given(ANYTHING, st.booleans())
-def test_any_conversation(steps: list[Step], tls: bool) -> None:
-    made = bench("starttls")
-    made.server_tls = "starttls" if tls else ""
-    waiting = {"connect": ROUTING, "secured": SECURING, "server_secured": SECURED, "failed": ROUTING}
-    for step in steps:
-        state = made.session.state
-        if (
-            waiting.get(step[0], state) != state
-            or state == TUNNEL
-            or (step[0] == "client" and not made.session.wants_client)
-        ):
-            continue  # the proxy would not
-        if step[0] == "server" and state not in (DIALOGUE, SECURED):
-            continue
-        made.run(step)
-    assert len(made.finished) == (made.session.state == CLOSED)
-    assert made.did.count("close") + made.did.count("abort") == (made.session.state == CLOSED)
-
-
-@given(
-    st.lists(st.builds(bytes.__add__, WORDS, EOLS), max_size=12),
-    st.lists(st.integers(1, 300), max_size=6),
-    st.booleans(),
-)
-def test_any_commands_at_any_split(commands: list[bytes], cuts: list[int], trusted: bool) -> None:
-    data = b"".join(commands)
-    options = {"trusted": ["192.0.2.1"]} if trusted else {}
-    whole = Bench(SPEC, **options).client(data).seen()
-    again = Bench(SPEC, **options)
-    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
-    for start, end in pairwise(edges):
-        if start < end:
-            again.client(data[start:end])
-    assert again.seen() == whole
