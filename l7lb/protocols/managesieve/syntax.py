@@ -66,11 +66,6 @@ class Reader:
         self._literals = 0
         self._left = -1  # of a literal; -1: a line is read
 
-    @property
-    def inside(self) -> bool:
-        """Whether a part of a command was taken already."""
-        return bool(self._tokens)
-
     def take(self, buffer: bytearray) -> list[bytes] | None:
         """The next one's tokens; None if it is not complete. An empty line has none. Raises Malformed."""
         while True:
