@@ -5,6 +5,9 @@ the pair does not prove by itself. Hosts lead to a table of paths: exact ones by
 look-up a label, other globs by trying them. In a table an exact path is one look-up, a glob is found by its literal
 beginning in a sorted list, and what has none is always tried.
 
+Of mail it is the domain of the address that leads to a table, where a rule's globs name domains in full, as
+``*@example.org`` does.
+
 Where globs or regular expressions must be tried on a path, what it leads to is remembered by the router, within bounds,
 since clients ask for the same things again: the entries in the rules' order, without those that fail on host or path,
 up to the first that matches whatever else the request says. What is left to check for such a request is its method,
@@ -127,16 +130,21 @@ def _parents(prefixes: Sequence[bytes]) -> list[int]:
 
 
 class Index(Generic[Rule]):
-    """All rules, by host and then by path. Raises ValueError where a rule can't be compiled."""
+    """All rules, by host and then by path. Raises ValueError where a rule can't be compiled.
 
-    def __init__(self, rules: Sequence[tuple[int, Match | None, Rule]], exact_case: bool) -> None:
+    ``by_domain``: the host that is asked for is the domain of an address, in lower case.
+    """
+
+    def __init__(
+        self, rules: Sequence[tuple[int, Match | None, Rule]], exact_case: bool, by_domain: bool = False
+    ) -> None:
         self._exact: dict[bytes, PathTable[Rule]] = {}
         self._suffixes: dict[bytes, PathTable[Rule]] = {}
         self._globs: list[tuple[Glob, PathTable[Rule]]] = []
         self.tries = False  # whether a rule must try globs or regular expressions on a path
         by_host: dict[bytes, tuple[Glob, list[tuple[Glob | None, Entry[Rule]]]]] = {}
         for number, match, rule in rules:
-            for host, path, entry in _entries(number, match, rule, exact_case):
+            for host, path, entry in _entries(number, match, rule, exact_case, by_domain):
                 by_host.setdefault(host.text, (host, []))[1].append((path, entry))
                 self.tries = self.tries or bool(entry.fixed)
         self._any = PathTable(by_host.pop(b"*", (ANY, []))[1])
@@ -187,13 +195,30 @@ class Index(Generic[Rule]):
 ANY = Glob(b"*")
 
 
+def domains(texts: Sequence[str]) -> list[Glob]:
+    """The domains of all addresses that match one of the globs; any, where that can't be told.
+
+    What stands behind a glob's last ``@`` is the domain of each address that matches, if it has no ``*``.
+    """
+    found: dict[bytes, Glob] = {}
+    for text in texts:
+        _, at, domain = text.rpartition("@")
+        if not at or "*" in domain or not domain.isascii():
+            return [ANY]
+        found[domain.lower().encode()] = Glob(domain.lower().encode())
+    return list(found.values())
+
+
 def _entries(
-    number: int, match: Match | None, rule: Rule, exact_case: bool
+    number: int, match: Match | None, rule: Rule, exact_case: bool, by_domain: bool
 ) -> list[tuple[Glob, Glob | None, Entry[Rule]]]:
     """A rule's places in the index: host glob, path glob (None: any), entry."""
     if match is None:
         return [(ANY, None, Entry(number, rule, (), ()))]
-    hosts = [host_glob(text) for text in match.host or match.sni] or [ANY]  # a listener's rules have one or the other
+    if by_domain:
+        hosts = domains(match.address) or [ANY]
+    else:
+        hosts = [host_glob(text) for text in match.host or match.sni] or [ANY]  # a listener's have one or the other
     paths: list[Glob | None] = [path_glob(text, exact_case) for text in match.path] or [None]
     fixed: tuple[Check, ...] = ()
     if len(hosts) * len(paths) > MAX_PAIRS and match.path:

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from l7lb.core.contracts import Choice, Explanation
 from l7lb.core.facts import Facts
+from l7lb.core.mailbox import MAIL_PROTOCOLS
 from l7lb.core.snapshot import Listener, Redirect, Route, ToPool, ToSplit
 from l7lb.routing.explain import explain_action, explain_route, explain_too_long
 from l7lb.routing.globs import Glob, path_glob
@@ -92,11 +93,12 @@ class Router:
         self._exact_case = listener.exact_case
         self._chance = random.Random(seed)
         rules = [(route.number, route.match, CompiledRule(route, listener.exact_case)) for route in listener.routes]
-        self._index: Index[CompiledRule] = Index(rules, listener.exact_case)
+        self._by_domain = listener.protocol in MAIL_PROTOCOLS
+        self._index: Index[CompiledRule] = Index(rules, listener.exact_case, self._by_domain)
         self._memory: dict[tuple[bytes, bytes], list[Entry[CompiledRule]] | Choice] = {}
         self._get = self._memory.get
         # Where host and the path's beginning decide, to find a rule anew costs no more than to remember it.
-        self._remembers = self._index.tries
+        self._remembers = self._index.tries and not self._by_domain
 
     def route(self, facts: Facts) -> Choice | None:
         """The first rule that matches; None where none does."""
@@ -150,7 +152,8 @@ class Router:
         """The first match without memory: that of each list, and of these the rule that stands first."""
         number = LAST
         rule: CompiledRule | None = None
-        for entries in self._index.find(facts.host, path):
+        host = facts.address.rpartition(b"@")[2].lower() if self._by_domain else facts.host
+        for entries in self._index.find(host, path):
             for entry in entries:
                 if entry.number >= number:
                     break

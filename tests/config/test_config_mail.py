@@ -317,6 +317,7 @@ LISTENER = [
     (", hostname: ▸'a b'", "is not a host name"),
     (", trust: [▸a]", "is not a network"),
     (", capabilities: ▸IDLE", "must be a list"),
+    (", capabilities: [IDLE, ▸'ID  E', ▸é, ▸'']", "is not a cap", "is not a cap", "is not a cap"),
     (", tls: ▸{certificates: [▸{cert: none}]}", '"mode" is missing: when TLS begins', '"key" is missing'),
     (", limit: {key: ▸path, rate: 1/s}", "the path is not known of imap4 logins: source, mailbox, listener"),
     (", limit: {key: source, of: ▸requests, rate: 1/s}", "imap4 has no requests"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from l7lb.config.addresses import parse_bind
-from l7lb.config.fields import Text, TlsName, TrustedNetwork
+from l7lb.config.fields import TlsName, TrustedNetwork
 from l7lb.config.limits import Countable
 from l7lb.config.listeners import Listener, ListenerLimits, ListenerTimeouts
 from l7lb.config.naming import node_name
@@ -17,7 +18,10 @@ from l7lb.config.routes import HTTP_ONLY
 from l7lb.config.section import Reading, Section, seconds
 from l7lb.config.tls import Tls
 from l7lb.config.units import Duration, Size, within
+from l7lb.config.wording import quoted, wrong
 from l7lb.core import snapshot
+
+_CAPABILITY = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*\Z")
 
 
 class MailTls(Tls):
@@ -31,6 +35,13 @@ class MailTls(Tls):
         return msgspec.structs.replace(super().compiled(reading, alpn), mode=self.mode)
 
 
+def _capability(value: str) -> str:
+    if not _CAPABILITY.match(value):
+        raise wrong(f"{quoted(value)} is not a capability: write it as the protocol does, such as IDLE or SIZE 50000")
+    return value
+
+
+Capability = Annotated[str, AfterValidator(_capability)]
 Mechanism = Literal["plain", "login", "xoauth2", "oauthbearer", "external"]
 
 
@@ -152,7 +163,7 @@ class MailListener(Listener):
     trust: list[TrustedNetwork] = Field(
         default=[], description="Who is believed to tell a client's address, by XCLIENT or ID."
     )
-    capabilities: list[Text] | None = Field(
+    capabilities: list[Capability] | None = Field(
         default=None,
         description="What is announced before a server is known; default: what the pools' servers all have.",
     )
