@@ -32,6 +32,7 @@ from l7lb.control.rise_fall import RiseFall
 from l7lb.control.verdicts import checked
 from l7lb.core.contracts import Probe, ProbeTls, ProtocolSpec
 from l7lb.core.errors import ProbeFailed
+from l7lb.core.finding import Finding
 from l7lb.core.snapshot import Address, Health, Pool, Server, ServerTls
 from l7lb.proxy.tls_contexts import server_context
 
@@ -211,6 +212,9 @@ class HealthMonitor:
                     settings = self._settings(target)
                     reason = await probe(probes.target(target.address, health), settings, health.timeout)
                 good = True
+                if isinstance(reason, Finding):
+                    protocol = target.protocol or health.protocol
+                    self._node.set_offers(target.pool, target.server, protocol, reason.offers)
                 if health.kind != "ping":
                     reason = f"{reason} in {(time.monotonic() - began) * 1000:.0f} ms"
             except ProbeUnavailable as problem:

@@ -135,6 +135,7 @@ class NodeState:
         self._slots = Slots()
         self._answers: dict[Key, Answer] = {}
         self._verdicts: dict[Key, Verdict] = {}
+        self._offers: dict[Key, dict[str, tuple[str, ...]]] = {}
         self._ejections: dict[Key, Ejection] = {}
         self._since: dict[Key, float] = {}  # from when slow start counts
         self._told: dict[Key, ServerHealth] = {}
@@ -320,6 +321,13 @@ class NodeState:
             self._tell(False, [key])
         return healthy != was_for
 
+    def set_offers(self, pool: str, server: str, protocol: str, offers: tuple[str, ...]) -> None:
+        """What a check heard of the server's extensions in that protocol; workers are told where that has changed."""
+        key = pool, server
+        if key in self._servers and self._offers.get(key, {}).get(protocol) != offers:
+            self._offers[key] = {**self._offers.get(key, {}), protocol: offers}
+            self._tell(False, [key])
+
     def set_ejected(self, pool: str, server: str, seconds: float, why: str = "") -> None:
         """Take it out for so long; 0: put it back."""
         config = self._servers.get((pool, server))
@@ -434,6 +442,7 @@ class NodeState:
         """Bring ``_told`` up to date, for these servers or for all; returns what is new in it."""
         if keys is None:
             self._told = {key: message for key, message in self._told.items() if key in self._servers}
+            self._offers = {key: offers for key, offers in self._offers.items() if key in self._servers}
         checked = {pool.name for pool in self._effective.pools if pool.health is not None}
         fresh: list[ServerHealth] = []
         for key in self._servers if keys is None else keys:
@@ -442,7 +451,8 @@ class NodeState:
             since = self._since.get(key, 0.0)
             if before is None and key[0] in checked and key not in self._verdicts and not ejected and not since:
                 continue
-            message = ServerHealth(*key, self.healthy(*key), ejected, since, self.down(*key))
+            offers = self._offers.get(key, {})
+            message = ServerHealth(*key, self.healthy(*key), ejected, since, self.down(*key), offers)
             if message != before:
                 self._told[key] = message
                 fresh.append(message)

@@ -25,7 +25,7 @@ class Configure(msgspec.Struct, tag="configure"):
 
 class ServerHealth(msgspec.Struct, tag="health"):
     """The supervisor's verdict on one server; ``since`` is monotonic, 0.0 where it was up from the start. ``down`` has
-    the protocols that a healthy server is not to be used for.
+    the protocols that a healthy server is not to be used for, ``offers`` the extensions that checks found, by protocol.
     """
 
     pool: str
@@ -34,6 +34,7 @@ class ServerHealth(msgspec.Struct, tag="health"):
     ejected: bool
     since: float
     down: tuple[str, ...] = ()
+    offers: dict[str, tuple[str, ...]] = {}
 
 
 class Drain(msgspec.Struct, tag="drain"):

@@ -22,7 +22,8 @@ class ServerState:
     well. ``active`` is what this worker has in progress, ``others`` what the node's other workers had when it last
     looked. ``latency`` is a moving average in seconds, 0.0 before the first answer. ``up_since`` is the monotonic time
     from which slow start counts; 0.0: it was up from the start. ``down`` has the protocols that its checks find dead
-    while others live, ``learned`` how connections in TLS mode ``auto`` found it to be spoken to, by protocol.
+    while others live, ``learned`` how connections in TLS mode ``auto`` found it to be spoken to, by protocol, and
+    ``offers`` the extensions that it named when it was last asked, by protocol.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class ServerState:
         "learned",
         "limit",
         "name",
+        "offers",
         "others",
         "pool",
         "ports",
@@ -66,6 +68,7 @@ class ServerState:
         self.kept: list[object] = []  # those that began with a client's PROXY header and wait for that client alone
         self.dialer: object | None = None  # the proxy's way to speak TLS to it
         self.learned: dict[str, str] = {}  # "implicit" or "starttls"
+        self.offers: dict[str, tuple[str, ...]] = {}
         self.tally = Tally()
         self.failures = 0  # in a row, in this worker
 
@@ -169,3 +172,7 @@ class PoolState:
     def down_for(self, protocol: str) -> list[ServerState]:
         """Those whose checks of that protocol fail, while others are good."""
         return [server for server in self.servers if protocol in server.down]
+
+
+# The process' pools as its runtime has them now, for sessions that must know of servers before they ask for one.
+POOLS: Final[dict[str, PoolState]] = {}

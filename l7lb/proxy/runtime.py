@@ -22,7 +22,7 @@ from l7lb.core.dates import DATES
 from l7lb.core.directory import Directories
 from l7lb.core.messages import ALL_SESSIONS, ServerHealth, ServerResult, SessionRow, Wanted
 from l7lb.core.record import AccessRecord
-from l7lb.core.servers import PoolState, ServerState
+from l7lb.core.servers import POOLS, PoolState, ServerState
 from l7lb.core.snapshot import Limit, Listener, Pool, ServerTls, Snapshot
 from l7lb.limits import Gate, Limits
 from l7lb.limits.gate import Bound
@@ -240,6 +240,8 @@ class Runtime:
     def _replace_pools(self, pools: dict[str, PoolRuntime]) -> None:
         before = self.dispatcher.pools
         self.dispatcher.pools = pools
+        POOLS.clear()
+        POOLS.update((name, runtime.state) for name, runtime in pools.items())
         kept: set[int] = set()
         now = monotonic()
         for runtime in pools.values():
@@ -346,6 +348,7 @@ class Runtime:
             state.healthy = verdict.healthy
             state.ejected = verdict.ejected
             state.down = frozenset(verdict.down)
+            state.offers.update(verdict.offers)
             state.up_since = verdict.since
 
     def publish(self) -> None:
@@ -442,6 +445,7 @@ class Runtime:
             for connection in list(state.connections):
                 connection.close(reset=True)
         self.publish()
+        POOLS.clear()
         self.dispatcher.close()
         self.timers.close()
         for timer in self._timers:

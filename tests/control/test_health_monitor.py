@@ -16,6 +16,7 @@ from l7lb.control.node import NodeState
 from l7lb.control.operator import Operator
 from l7lb.control.probes import ProbeUnavailable
 from l7lb.core.errors import ProbeFailed
+from l7lb.core.finding import Finding
 from l7lb.core.snapshot import Address, Health
 
 pytestmark = pytest.mark.asyncio
@@ -344,3 +345,20 @@ async def test_a_protocol_takes_its_server_out_where_the_scope_is_the_server(
         await until(lambda: not node.healthy("mail", "mx1"))
         assert node.down("mail", "mx1") == ()
         assert why(node, "mx1").startswith("pop3 is down: connect refused")
+
+
+async def test_what_checks_find_of_a_servers_extensions_is_told_to_workers(
+    make_pool: Make, make_snapshot: Make
+) -> None:
+    node = NodeState(make_snapshot(make_pool("web", "web1", **fast())))
+    told: list[Any] = []
+    node.subscribe(lambda change: told.extend(change.health))
+    script = Script()
+    script.answers[9001] = Finding("220", ("SIZE 1000", "DSN"))
+    async with monitoring(node, script):
+        await until(lambda: bool(told) and list(told[-1].offers.values()) == [("SIZE 1000", "DSN")])
+        script.answers[9001] = Finding("220", ("SIZE 1000",))
+        await until(lambda: list(told[-1].offers.values()) == [("SIZE 1000",)])
+        count = len(told)
+        await script.until(9001, script.asked[9001] + 3)
+        assert len(told) == count

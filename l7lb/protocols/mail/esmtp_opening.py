@@ -160,7 +160,7 @@ class Opening:
             return b"HELO " + self._hello + b"\r\n"
         if reply.kind != 2:
             return self._fail(Failure.SERVER_ERROR)
-        self.offer = parse_offer(reply)
+        self.offer = parse_offer(reply.lines[1:])
         if self._secure:
             if b"STARTTLS" not in self.offer:
                 return self._fail(Failure.CONNECT_TLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l7lb.core.errors import ProbeFailed
+from l7lb.core.finding import Finding
 from l7lb.protocols.mail.probing import Talk, shown
 
 
@@ -11,23 +12,23 @@ async def ask(talk: Talk, hello: bytes) -> str:
     greeting = await _reply(talk)
     if not greeting[-1].startswith(b"220"):
         raise ProbeFailed(f"greets with {shown(greeting[-1])!r}")
-    extensions = await _greet(talk, hello)
+    offers = await _greet(talk, hello)
     if talk.wants_tls:
-        if b"STARTTLS" not in extensions:
+        if not any(words.upper() == "STARTTLS" for words in offers):
             raise ProbeFailed("offers no STARTTLS")
         await _command(talk, b"STARTTLS", "STARTTLS", b"220")
         await talk.start_tls()
-        await _greet(talk, hello)
+        offers = await _greet(talk, hello)
     if talk.user:
         await _command(talk, b"AUTH PLAIN " + talk.plain(), "AUTH", b"235")
     await talk.goodbye(b"QUIT")
-    return talk.found("220")
+    return Finding(talk.found("220"), offers)
 
 
-async def _greet(talk: Talk, hello: bytes) -> set[bytes]:
-    """The extensions' names (RFC 5321 section 4.1.1.1)."""
+async def _greet(talk: Talk, hello: bytes) -> tuple[str, ...]:
+    """The extensions, with what stands behind their names (RFC 5321 section 4.1.1.1)."""
     lines = await _command(talk, hello + b" " + talk.host.encode(), hello.decode(), b"250")
-    return {words[0] for line in lines[1:] if (words := line[4:].upper().split())}
+    return tuple(text for line in lines[1:] if (text := line[4:].decode("latin-1").strip()))
 
 
 async def _command(talk: Talk, command: bytes, step: str, wanted: bytes) -> list[bytes]:

@@ -86,7 +86,7 @@ class EsmtpSession(Multiplexer):
         "flow",
         "hello",
         "legs",
-        "login_until",
+        "locating_until", "login_until",
         "next_leg",
         "offer",
         "origin",
@@ -111,6 +111,7 @@ class EsmtpSession(Multiplexer):
         self.next_leg = 1
         self.bad = 0  # commands that were none
         self.ended_by_client = False
+        self.locating_until = 0.0  # the proxy is asked where a mailbox is
         self.login_until = now + shared.settings.login if shared.logs_in else 0.0
         self.flow = MailFlow(self.facts(), now)
         self.recorded = False  # a leg's record tells of this session
@@ -385,8 +386,7 @@ class EsmtpSession(Multiplexer):
             self.wants_client = self.takes_message()
         elif state == WAITING:
             self.wants_client = len(self.buffer) < READ_AHEAD and not self.ended_by_client
-            if before != WAITING:
-                self.deadline = 0.0  # the servers have their own
+            self.deadline = self.locating_until  # the servers have their own
         else:
             self.wants_client = not self.ended_by_client and state != SECURING
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from l7lb.core.actions import Action, Forget, Locate
+from l7lb.core.actions import Action, Forget, Locate, Side
 from l7lb.core.contracts import Location, Peer
 from l7lb.core.errors import Failure
 from l7lb.core.mailbox import canonical
@@ -30,6 +30,7 @@ from l7lb.protocols.mail.esmtp_session import COMMAND, MESSAGE, WAITING
 from l7lb.protocols.mail.esmtp_shared import RECIPIENTS, EsmtpShared
 from l7lb.protocols.mail.facts import MailFacts
 
+LOCATING: Final = 90.0  # seconds for the answer where a mailbox is; whoever gives it has shorter limits of its own
 LOST: Final = b"451 4.4.2 The connection to the server was lost, try again later"
 UNFIT: Final = b"451 4.3.5 The server can't take this now, try again later"
 
@@ -175,6 +176,7 @@ class Transactions(Commands):
             self.add(next(leg for leg in legs if leg.facts.mailbox == recipient.facts.mailbox), recipient, now)
         else:
             self.do(Locate(recipient.facts))
+            self.locating_until = now + LOCATING
 
     def live_legs(self) -> list[Leg]:
         """The servers that the transaction has."""
@@ -188,6 +190,7 @@ class Transactions(Commands):
         if location.failure is not None or location.pool is None or location.server is None:
             self.answer_rcpt(speaks_for(location.failure or Failure.NO_SERVER), recipient, now)
             return []
+        self.locating_until = 0.0
         place = (location.pool.name, location.server.name)
         leg = next((leg for leg in self.live_legs() if leg.place == place), None)
         if leg is None:
@@ -197,6 +200,15 @@ class Transactions(Commands):
             transaction.located.append(recipient.facts)
             self.add(leg, recipient, now)
         return []
+
+    def expired(self, now: float, blocked: Side | None, progress: float) -> list[Action]:
+        transaction = self.transaction
+        pending = transaction.pending if transaction is not None else None
+        if self.state == WAITING and self.locating_until and pending is not None and blocked is None:
+            self.do(Forget(pending.facts))
+            self.answer_rcpt(speaks_for(Failure.NO_STATE), pending, now)
+            return self.output(0, now)
+        return super().expired(now, blocked, progress)
 
     def begin_leg(self, recipient: Recipient, now: float) -> None:
         """The recipient's server is one that the transaction does not have yet."""
@@ -250,6 +262,7 @@ class Transactions(Commands):
         if transaction is None or transaction.pending is not recipient:
             return
         transaction.pending = None
+        self.locating_until = 0.0
         if answer.kind == 2 and recipient.leg is not None:
             recipient.leg.accepted += 1
             transaction.recipients.append(recipient)

@@ -16,6 +16,7 @@ import trustme
 
 from l7lb.core.contracts import ProbeTls
 from l7lb.core.errors import ProbeFailed
+from l7lb.core.finding import Finding
 from l7lb.core.snapshot import Address
 from l7lb.protocols.mail import probing
 
@@ -151,6 +152,14 @@ async def test_a_server_that_is_well(protocol: str, piece: int) -> None:
     one = script(protocol, piece=piece)
     assert await probe(protocol, one) == WORDS[protocol]
     assert one.heard[-1].endswith(("LOGOUT", "QUIT"))
+
+
+async def test_an_smtp_servers_extensions_are_found() -> None:
+    module = importlib.import_module("l7lb.protocols.smtp.probe")
+    async with serving(script("smtp")) as address:
+        found = await module.probe(address, {"tls": tls("starttls")}, 5.0)
+    assert isinstance(found, Finding)
+    assert found.offers == ("STARTTLS", "AUTH PLAIN", "SIZE 1000")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

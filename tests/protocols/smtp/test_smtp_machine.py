@@ -7,6 +7,7 @@ from esmtp_bench import EHLO, LOSE, SILENT, STARTTLS, XCLIENT, Bench
 
 from l7lb.core.actions import CLIENT, SERVER
 from l7lb.core.errors import Failure
+from l7lb.core.servers import POOLS
 from l7lb.core.snapshot import ServerTls
 
 HELLO = b"EHLO client.example\r\n"
@@ -75,6 +76,32 @@ def test_what_servers_offer_is_offered_when_all_are_known() -> None:
     assert said == b"250-proxy.example\r\n250-PIPELINING\r\n250-SIZE 500\r\n250-8BITMIME\r\n250 CHUNKING\r\n"
     assert bench.send(b"MAIL FROM:<x@y.example> SIZE=501\r\n").startswith(b"552 5.3.4")
     assert bench.send(b"MAIL FROM:<x@y.example> SIZE=500 RET=FULL\r\n").startswith(b"555 5.5.4")
+
+
+def test_what_checks_found_is_offered_before_any_dialogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    monkeypatch.setitem(POOLS, "mail", bench.pool)
+    for server in bench.pool.servers:
+        server.offers["smtp"] = ("8BITMIME", "SIZE 700", "VRFY")
+    assert bench.send(HELLO) == b"250-proxy.example\r\n250-PIPELINING\r\n250-SIZE 700\r\n250 8BITMIME\r\n"
+    bench.pool.servers[1].offers["smtp"] = ("SIZE",)
+    assert bench.send(HELLO) == b"250-proxy.example\r\n250-PIPELINING\r\n250 SIZE 700\r\n"
+    bench.pool.servers[1].offers.clear()
+    assert bench.send(HELLO) == b"250-proxy.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
+    bench.pool.servers[1].healthy = False
+    assert bench.send(HELLO) == b"250-proxy.example\r\n250-PIPELINING\r\n250-SIZE 700\r\n250 8BITMIME\r\n"
+
+
+def test_the_question_where_a_mailbox_is_has_a_limit() -> None:
+    bench = Bench()
+    bench.send(HELLO + MAIL + TO_A)
+    bench.silent = True
+    assert bench.send(TO_B) == b""
+    assert bench.session.deadline == bench.now + 90
+    bench.run(bench.session.expired(bench.now + 90, None, 0.0))
+    assert bench.said.endswith(b"451 4.3.0 This can't be done now, try again later\r\n")
+    bench.silent = False
+    assert bench.codes(bench.send(b"DATA\r\n" + MESSAGE)) == [b"354", b"250"]
 
 
 def test_parameters_reach_the_server() -> None:
