@@ -197,10 +197,11 @@ class Ldap(Section):
             return
         if self.bind_dn is None:
             self.complain(reading, "whose password is it? give bind_dn", "bind_password_file")
+        file = str(reading.base / self.bind_password_file)
         try:
-            self._password = read_secret(str(reading.base / self.bind_password_file))
+            self._password = read_secret(file)
         except ValueError as error:
-            self.complain(reading, f"{self.bind_password_file}: {error}", "bind_password_file")
+            self.complain(reading, about(self.bind_password_file, Unusable(file, str(error))), "bind_password_file")
 
     def compiled(self, base: Path) -> snapshot.LdapSource:
         return snapshot.LdapSource(

@@ -250,7 +250,9 @@ def _refusal(protocol: str, facts: Facts, failure: Failure) -> str:
 
         code = alerts.no_server(failure, bool(facts.host), tls13=True)
         return f"the alert {alerts.NAMES[code]} ({code})"
-    return "404" if failure is Failure.NO_ROUTE else "503"
+    from l7lb.protocols.http.answers import STATUS
+
+    return str(STATUS[failure])
 
 
 def choose_server(

@@ -38,16 +38,17 @@ listeners:
   - {name: imaps, protocol: imap4, bind: ["127.0.0.1:0"], login: *login, routes: *rules}
   - {name: pop, protocol: pop3, bind: ["127.0.0.1:0"], login: *login, routes: *rules}
   - {name: other, protocol: pop3, bind: ["127.0.0.1:0"], login: *login, routes: [{pool: vip}]}
+  - {name: web, protocol: http, bind: ["127.0.0.1:0"], mailbox: {header: x-user}, routes: *rules}
   - {name: lmtp, protocol: lmtp, bind: ["127.0.0.1:0"], routes: *rules}
 pools:
   mail:
     balance: {hash: mailbox}
     persistence: {mailbox: {}}
     servers:
-      - {name: mx1, host: 127.0.0.1, ports: {imap4: 2143, pop3: 2110, lmtp: 2024}}
-      - {name: mx2, host: 127.0.0.2, ports: {imap4: 3143, pop3: 3110, lmtp: 3024}}
+      - {name: mx1, host: 127.0.0.1, ports: {imap4: 2143, pop3: 2110, lmtp: 2024, http: 2080}}
+      - {name: mx2, host: 127.0.0.2, ports: {imap4: 3143, pop3: 3110, lmtp: 3024, http: 3080}}
   vip:
-    servers: [{name: vip1, host: 127.0.0.3, ports: {imap4: 4143, pop3: 4110, lmtp: 4024}}]
+    servers: [{name: vip1, host: 127.0.0.3, ports: {imap4: 4143, pop3: 4110, lmtp: 4024, http: 4080}}]
 """
 PEOPLE = """\
 one@example.com box-1 mx1
@@ -150,6 +151,20 @@ def test_a_directory_names_another_server_than_the_mailbox_is_on(
     heard = Heard(answer, MailboxRow("mail", b"box", "mx2", 3, moving=False, fixed=False))
     explain_server(explained, pool, facts, None, None, heard)
     assert (explained.server, explained.why) == (server, why)
+
+
+@pytest.mark.parametrize(
+    ("user", "outcome"),
+    [
+        ("Two", "to pool mail, server mx2 at 127.0.0.2:3080"),
+        ("boss@vip.example.com", "to pool vip, server vip1 at 127.0.0.3:4080"),
+        ("x@strict.example", "refused: 404; "),
+        ("x@broken.example", "refused: 503; "),
+    ],
+)
+def test_a_request_of_web_mail_goes_where_its_mailbox_is(snapshot: Snapshot, user: str, outcome: str) -> None:
+    found = explain(snapshot, Question("http", url="http://mail.example/", headers=[("X-User", user)]))
+    assert found.outcome.startswith(outcome)
 
 
 def test_what_no_rule_matches(snapshot: Snapshot) -> None:
