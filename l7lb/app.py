@@ -85,12 +85,13 @@ def directories(words: list[str]) -> int:
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="text")
     options = parser.parse_args(words)
-    # All of it, before the program may be where the node's user can't read it.
+    # All of it, since the program may be where the node's user can't read it.
     from l7lb.proxy.workers import logs, privileges
     from l7lb.proxy.workers.children import DIRECTORIES_SOCKET
     from l7lb.routing.directory import file, http, ldap, process  # noqa: F401
 
     logs.configure("directories", options.log_level, options.log_format)
+    process.load_late()
     if options.user:
         privileges.drop(privileges.User.parse(options.user))
     return process.main(["--socket", str(options.directory / DIRECTORIES_SOCKET)])

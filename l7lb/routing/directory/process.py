@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -44,6 +46,9 @@ from l7lb.routing.directory.messages import (
     to_process,
 )
 from l7lb.routing.directory.source import Result, Source, log
+
+# What libraries import at their first use.
+LATE = ("concurrent.futures.thread", "encodings.idna", "encodings.punycode", "idna.uts46data")
 
 WORKERS = 256  # connections
 UNREAD = 8 * 1024 * 1024  # bytes of answers that a worker may leave unread
@@ -284,6 +289,13 @@ def listen(path: Path) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def load_late() -> None:
+    """Load what would be loaded later, while it can be read for certain."""
+    for name in LATE:
+        with contextlib.suppress(ImportError):  # of another version of a library
+            importlib.import_module(name)
 
 
 def inode(path: Path) -> int:

@@ -36,3 +36,29 @@ def test_the_state_process_imports_even_less() -> None:
         for word in (*FORBIDDEN, "l7lb.protocols", "uvloop")
         if name == word or name.startswith(f"{word}.")
     } == set()
+
+
+def test_the_directory_process_has_loaded_what_it_needs_before_it_gives_up_privileges() -> None:
+    ask = """
+import asyncio, l7lb.app
+from l7lb.routing.directory import file, http, ldap, process
+process.load_late()
+before = set(sys.modules)
+from l7lb.core.directory import Question
+from l7lb.core.snapshot import Directory, FileSource, HttpSource, LdapSource
+async def work():
+    service = process.Service()
+    ldap = LdapSource(urls=("ldap://localhost:1", "ldaps://localhost:1"), base="", filter="(a={user})", attributes={})
+    for number, source in enumerate(
+        (ldap, HttpSource(url="http://localhost:1/"), FileSource(path="/nothing", columns=("address", "server")))
+    ):
+        result = await service.use(Directory(name=str(number), source=source), "us").find(Question(b"a@b"))
+        assert result.status == "failed"
+    await service.close()
+asyncio.run(work())
+late = sorted(set(sys.modules) - before)
+"""
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys\n{ask}\nprint(*late)"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == []
