@@ -7,6 +7,7 @@ from l7lb.core.errors import Failure
 from l7lb.protocols.mail.esmtp import Command, Fault, from_xtext
 from l7lb.protocols.mail.esmtp_replies import Reply
 from l7lb.protocols.mail.esmtp_session import SECURING, EsmtpSession
+from l7lb.protocols.mail.origin import Origin
 
 
 class Commands(EsmtpSession):
@@ -79,6 +80,7 @@ class Commands(EsmtpSession):
             return
         self.forget(now)
         self.hello, self.extended, self.offer = b"", False, {}
+        self.origin = Origin(self.peer, self.shared.settings.hops)
         self.say(b"220 2.0.0 Go on", now)
         self.state = SECURING
         self.deadline = 0.0

@@ -161,6 +161,8 @@ class EsmtpSession(Multiplexer):
             return self._taken()
         self.buffer += data
         self.received_bytes += len(data)
+        if self.state == SECURING and data:
+            return self._gone(now)  # in the clear, behind its request for TLS
         return self.output(0, now)
 
     def output(self, room: int, now: float) -> list[Action]:
@@ -347,13 +349,13 @@ class EsmtpSession(Multiplexer):
         self._scanned = 0
         line = bytes(buffer[:end])
         del buffer[: end + 1]
+        if not line.endswith(b"\r") or b"\r" in line[:-1]:
+            self.leave(b"521 5.5.2 A line ends in CRLF, not in LF or CR alone", Failure.CLIENT_PROTOCOL, now)
+            return None
         if self._too_long:
             self._too_long = False
             self.refuse(b"500 5.5.2 The line is too long", now)
             return self._line(now) if self.state in (COMMAND, LOGIN) else None
-        if not line.endswith(b"\r") or b"\r" in line[:-1]:
-            self.leave(b"521 5.5.2 A line ends in CRLF, not in LF or CR alone", Failure.CLIENT_PROTOCOL, now)
-            return None
         return line[:-1]
 
     def _foreign(self, now: float) -> None:

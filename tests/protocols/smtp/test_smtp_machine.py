@@ -528,6 +528,25 @@ def test_bytes_behind_starttls_end_the_session() -> None:
     assert bench.send(b"STARTTLS\r\n" + MAIL).startswith(b"554 5.7.0")
     assert bench.closed
     assert not bench.securing
+    bench = Bench(starttls=True)
+    bench.send(HELLO + b"STARTTLS\r\n")
+    bench._carry_out(bench.session.received(CLIENT, MAIL, bench.now))
+    assert bench.closed
+
+
+def test_what_a_proxy_told_in_the_clear_counts_no_longer_behind_tls() -> None:
+    bench = Bench(
+        scripts={"a": {b"EHLO": XCLIENT}},
+        client_address="xclient",
+        starttls=True,
+        settings={"trusted": ["198.51.100.0/24"]},
+    )
+    bench.send(HELLO + b"XCLIENT ADDR=203.0.113.9\r\n" + HELLO + b"STARTTLS\r\n")
+    bench.securing = False
+    bench.peer.tls = True
+    bench.run(bench.session.secured(bench.now))
+    bench.send(HELLO + MAIL + TO_A)
+    assert b"ADDR=198.51.100.7" in bench.servers[0].commands[1]
 
 
 def test_a_server_is_asked_for_tls_first() -> None:
