@@ -7,6 +7,7 @@ again, to the Dovecot that has the mailbox.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import smtplib
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_node import Node, find, free_port, wait_for
+from scenario_node import Node, find, free_port, l7lb, wait_for
 
 from l7lb.demo import mailservers, secure
 from l7lb.demo.mailclients import Lmtp, Smtp, Target, message
@@ -224,6 +225,26 @@ def test_what_all_servers_can_do_is_offered(mail: Mail) -> None:
     )
     assert {"size", "8bitmime", "smtputf8", "dsn", "pipelining"} <= offered(mail.quiet)
     assert {"xclient", "vrfy", "etrn"}.isdisjoint(offered(mail.quiet))
+
+
+def test_a_kick_ends_a_delivery_and_stores_nothing_of_it(mail: Mail) -> None:
+    for person, recipients in ((ALICE, [ALICE.address]), (CAROL, [BOB.address, CAROL.address])):
+        with contextlib.closing(Smtp(mail.target())) as smtp:
+            smtp.ehlo()
+            smtp.mail(X)
+            assert [smtp.rcpt(one)[0] for one in recipients] == [250] * len(recipients)
+            assert smtp.docmd("DATA")[0] == 354
+            smtp.send(b"Subject: kicked\r\n\r\n")
+            rows = json.loads(l7lb(mail.node, "sessions", "--mailbox", person.address, "--json"))
+            assert "smtp" in {row["protocol"] for row in rows} or person is CAROL
+            l7lb(mail.node, "kick", person.address)
+            with contextlib.suppress(smtplib.SMTPServerDisconnected, OSError):
+                smtp.send(b"body\r\n.\r\n")
+                assert smtp.getreply()[0] in (421, 451)
+        with Smtp(mail.target()) as smtp:
+            assert smtp.sendmail(X, [person.address], letter(person.address, f"after {person.name}")) == {}
+        mail.arrives(person.name, f"Subject: after {person.name}")
+        assert not [text for text in mail.site.stored(person.name) if b"Subject: kicked" in text]
 
 
 def test_swaks(mail: Mail) -> None:
