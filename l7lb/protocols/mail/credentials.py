@@ -51,7 +51,8 @@ def server_credentials(facts: MailFacts, assignment: Assignment) -> Credentials 
     if entry is not None:
         if entry.user:
             user, authorization = entry.user, b""
-        proven = entry.proven or facts.mechanism == "external"
+        # Who asks to act for another has proved its own name at most: only the server can judge the rest.
+        proven = (entry.proven or facts.mechanism == "external") and not facts.authorization
         if entry.password and proven:
             password, mechanism = entry.password, "plain"
         if entry.master_user and proven:

@@ -155,9 +155,9 @@ class Leg(Session):
         if self._login:
             credentials = server_credentials(self.facts, assignment)
             if credentials is None:
-                if told != "xclient":
-                    return self._over(Failure.SERVER_ERROR, now)
-                client.login = self.facts.authorization or self.facts.user  # proved here, by a certificate
+                if told != "xclient" or self.facts.mechanism != "external" or self.facts.authorization:
+                    return self._over(Failure.MAILBOX_SERVER, now)
+                client.login = self.facts.user  # proved here, by a certificate
         opening.wants(assignment.server_tls == "starttls", client if told == "xclient" else None, credentials)
         return []
 

@@ -174,14 +174,15 @@ class Opening:
         """Tell who the client is."""
         client = self._client
         assert client is not None
-        if b"XCLIENT" not in self.offer:
+        takes = self.offer.get(b"XCLIENT")
+        if takes is None or (client.login and b"LOGIN" not in takes.upper().split()):
             return self._fail(Failure.SERVER_ERROR)
         self._tell = False
         self.state = ADDRESS
         proto = b"ESMTP" if client.extended else b"SMTP"
         if self._hello_verb == b"LHLO":
             proto = b"LMTP"
-        return b"XCLIENT " + client.attributes(self.offer[b"XCLIENT"], proto) + b"\r\n"
+        return b"XCLIENT " + client.attributes(takes, proto) + b"\r\n"
 
     def _log_in(self) -> bytes:
         credentials = self._credentials

@@ -233,6 +233,32 @@ def test_a_certificate_logs_in_by_xclient() -> None:
     assert bench.servers[0].commands[1].endswith(b"HELO=client.example LOGIN=anna")
 
 
+@pytest.mark.parametrize("what", ["another", "not taken", "not told"])
+def test_a_certificate_logs_in_nobody_else(what: str) -> None:
+    peer = Peer("198.51.100.7", 4711, "192.0.2.80", 587, tls=True)
+    peer.handshake = Handshake()
+    peer.handshake.certificate = ClientCertificate("anna", "CN=anna", True)
+    script = {b"EHLO": XCLIENT.replace(b" LOGIN", b"") if what == "not taken" else XCLIENT}
+    told = "none" if what == "not told" else "xclient"
+    scripts = {"a": script, "b": script}
+    bench = Bench("submission", scripts=scripts, client_address=told, peer=peer, certificates=True)
+    bench.send(HELLO)
+    response = b64(b"bert") if what == "another" else b"="
+    assert bench.send(b"AUTH EXTERNAL " + response + b"\r\n").startswith(b"454")
+    assert bench.send(MAIL).startswith(b"530")
+    assert not any(b"LOGIN=" in command for server in bench.servers for command in server.commands)
+
+
+def test_a_proven_password_is_nobody_elses() -> None:
+    """The directory has judged anna's password; that she may send as bert only the server could say."""
+    entry = Entry(b"bert", "b")
+    entry.master_user, entry.master_password, entry.proven = b"master", b"key", True
+    bench = Bench("submission", scripts={"b": SERVER}, entry=entry)
+    bench.send(HELLO)
+    bench.send(b"AUTH PLAIN " + b64(b"bert\0anna\0secret") + b"\r\n")
+    assert bench.servers[0].commands[-1] == b"AUTH PLAIN " + b64(b"bert\0anna\0secret")
+
+
 def test_time_to_log_in_is_limited() -> None:
     bench = Bench("submission")
     bench.send(HELLO)
