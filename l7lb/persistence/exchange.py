@@ -69,19 +69,22 @@ class Sender:
             await self._writer.drain()
 
     def post(self, message: FromWorker | FromState) -> bool:
-        """Send it without waiting; False where the other side is behind, and it was left out."""
-        if self._writer.transport.get_write_buffer_size() > BUFFER:
+        """Send it without waiting; False where the other side is behind or gone, and it was left out."""
+        transport = self._writer.transport
+        if transport.is_closing() or transport.get_write_buffer_size() > BUFFER:
             return False
         self._writer.write(frame(message))
         return True
 
     def write(self, message: FromWorker | FromState) -> None:
         """Send it without waiting, however much waits before it."""
-        self._writer.write(frame(message))
+        if not self._writer.transport.is_closing():
+            self._writer.write(frame(message))
 
     def give_up(self) -> None:
         """End the connection: what it should have heard can't be told."""
-        self._writer.transport.abort()
+        if not self._writer.transport.is_closing():
+            self._writer.transport.abort()
 
     async def teach(self, table: Table) -> int:
         """Tell the whole table; returns the sequence number that this reaches."""
