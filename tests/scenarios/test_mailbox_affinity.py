@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -67,34 +68,42 @@ class Server:
         self.name = name
         self.store = store
         self.ports = {protocol: free_port() for protocol in PROTOCOLS}
-        self.listening: list[asyncio.Server] = []
+        self.listening: list[socket.socket] = []
+        self.talks: set[asyncio.Task[None]] = set()
         self.dead = False
 
     async def start(self) -> None:
         self.dead = False
         for protocol, port in self.ports.items():
-            talk = getattr(self, protocol)
-            self.listening.append(await asyncio.start_server(self._serve(talk), "127.0.0.1", port))
+            listening = socket.create_server(("127.0.0.1", port))
+            listening.setblocking(False)
+            self.listening.append(listening)
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening, getattr(self, protocol))
 
     def die(self) -> None:
         self.dead = True
-        for server in self.listening:
-            server.close()
+        for listening in self.listening:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
         self.listening.clear()
 
-    def _serve(self, talk: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            held: list[bytes] = []
-            try:
-                await talk(reader, writer, held)
-            except (OSError, EOFError, ValueError):
-                pass
-            finally:
-                for mailbox in held:
-                    self.store.leave(mailbox, self.name)
-                writer.close()
+    def _accept(self, listening: socket.socket, talk: Callable[..., Awaitable[None]]) -> None:
+        connection, _ = listening.accept()
+        task = asyncio.ensure_future(self._serve(connection, talk))
+        self.talks.add(task)
+        task.add_done_callback(self.talks.discard)
 
-        return serve
+    async def _serve(self, connection: socket.socket, talk: Callable[..., Awaitable[None]]) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
+        held: list[bytes] = []
+        try:
+            await talk(reader, writer, held)
+        except (OSError, EOFError, ValueError):
+            pass
+        finally:
+            for mailbox in held:
+                self.store.leave(mailbox, self.name)
+            writer.close()
 
     def enter(self, mailbox: bytes, held: list[bytes]) -> None:
         held.append(mailbox)
@@ -232,12 +241,12 @@ class Site:
         self.users.over = True
 
         async def end() -> None:
+            # The node has gone, so that all of them come to their end by themselves.
             for server in self.servers.values():
                 server.die()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while others := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(others, timeout=PATIENCE)
+            await self.loop.shutdown_asyncgens()
 
         self.run(end())
         self.loop.call_soon_threadsafe(self.loop.stop)
