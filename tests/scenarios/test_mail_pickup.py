@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from scenario_node import Node, find, free_port, l7lb, wait_for
 
 from l7lb.demo import mailservers, secure
@@ -27,10 +28,13 @@ pytestmark = [
 ALICE, BOB = PEOPLE[:2]
 TEXT = """
 addresses: {lower_case: true, recipient_delimiter: "+", default_domain: example.com}
+directories:
+  masters: {file: {path: masters.txt, columns: [address, master_user, master_password]}}
 x-tls: &tls [{cert: node.pem, key: node.key}]
 x-routes: &routes
   - {match: {address: "bob@example.com"}, pool: plain}
   - {match: {address: "carol@example.com"}, pool: found}
+  - {match: {address: "dave@example.com"}, directory: masters, pool: asked}
   - {pool: asked}
 x-pool: &pool
   balance: {hash: mailbox}
@@ -38,12 +42,25 @@ x-pool: &pool
   client_address: {pop3: xclient, managesieve: xclient}
 listeners:
   - {name: pop3, protocol: pop3, bind: ["127.0.0.1:PORT"], tls: {mode: starttls, certificates: *tls}, routes: *routes}
-  - {name: pop3s, protocol: pop3, bind: ["127.0.0.1:POP3S"], tls: {mode: implicit, certificates: *tls}, routes: *routes}
+  - {name: pop3s, protocol: pop3, bind: ["127.0.0.1:POP3S"], routes: *routes,
+     tls: {mode: implicit, certificates: *tls, client_ca: ca.pem, client_certificate: optional},
+     login: {mechanisms: [plain, login, xoauth2, oauthbearer, external]}}
   - {name: sieve, protocol: managesieve, bind: ["127.0.0.1:SIEVE"], tls: {mode: starttls, certificates: *tls}, routes: *routes}
 pools:
   plain: {<<: *pool, servers: [{name: mx1, host: 127.0.0.1, ports: {MX1}}]}
   asked: {<<: *pool, servers: [{name: mx1, host: 127.0.0.1, ports: {MX1}, tls: {mode: starttls, ca: servers.pem}}]}
   found: {<<: *pool, servers: [{name: mx1, host: 127.0.0.1, ports: {MX1}, tls: {mode: auto, ca: servers.pem}}]}
+"""
+
+
+# Who knows this password logs in on behalf of anybody.
+MASTER = """
+passdb {
+  driver = static
+  master = yes
+  mechanisms = plain
+  args = password=hush
+}
 """
 
 
@@ -59,6 +76,13 @@ class Mail:
         certificate, key = (folder / f"servers.{kind}" for kind in ("pem", "key"))
         self.site = Site(PEOPLE, f"127.0.0.1:{ports['lmtp']}", certificate.read_bytes(), key.read_bytes())
         self.server = MailServer(self.site, "mx1", ports)
+        with (self.server.own / "dovecot.conf").open("a") as file:
+            file.write(MASTER)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        dave = authority.issue_cert("dave@example.com", common_name="dave@example.com")
+        dave.private_key_and_cert_chain_pem.write_to_path(str(folder / "dave.pem"))
+        (folder / "masters.txt").write_text("dave@example.com l7lb hush\n")
         mx1 = f"pop3: {ports['pop3']}, managesieve: {ports['managesieve']}"
         self.text = TEXT.replace("POP3S", str(self.pop3s)).replace("SIEVE", str(self.sieve)).replace("MX1}", mx1 + "}")
         self.lmtp = ports["lmtp"]
@@ -199,6 +223,27 @@ def test_fetchmail(mail: Mail, letters: list[bytes], tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "got").read_bytes().count(b"Subject: letter") == 3
+
+
+def test_a_certificate_opens_a_mailbox_by_way_of_a_master_user(mail: Mail) -> None:
+    context = mail.target().context()
+    context.load_cert_chain(mail.folder / "dave.pem")
+    with contextlib.closing(poplib.POP3_SSL("127.0.0.1", mail.pop3s, timeout=30, context=context)) as pop:
+        assert "EXTERNAL" in pop.capa()["SASL"]
+        by_sasl("AUTH EXTERNAL =")(pop)
+        pop.quit()
+    wait_for(lambda: mail.server.served("dave"), "the login in the server's log")
+
+
+def test_nobody_gets_in_by_the_master_users_password(mail: Mail) -> None:
+    dave = PEOPLE[3]
+    with mail.pop() as pop:
+        for password in ("wrong", "hush"):
+            pop.user("dave")
+            with pytest.raises(poplib.error_proto, match=r"-ERR \[AUTH\]"):
+                pop.pass_(password)
+        pop.user("dave")
+        assert pop.pass_(dave.password).startswith(b"+OK")
 
 
 SCRIPT = 'require ["fileinto"];\r\n' + "".join(f'if header "x" "{number}" {{ keep; }}\r\n' for number in range(2000))
