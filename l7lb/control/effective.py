@@ -90,6 +90,7 @@ def _addresses(server: Server, addresses: tuple[str, ...]) -> list[Server]:
             name=f"{server.name}@{address}",
             address=Address(host=address, port=server.address.port),
             origin=server.name,
+            host=server.address.host,
         )
         for address in addresses
     ]

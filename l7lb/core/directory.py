@@ -92,7 +92,7 @@ def named_server(name: str, servers: Sequence[Server], protocol: str) -> Server 
     if not colon or not port.isdigit() or host.endswith(":"):
         host, port = wanted, ""
     host = host.strip("[]")
-    found = [server for server in servers if host in (server.origin.lower(), server.address.host.lower())]
+    found = [one for one in servers if host in (one.origin.lower(), one.host.lower(), one.address.host.lower())]
     if len(found) > 1 and port:
         number = int(port)
         found = [server for server in found if server.address_for(protocol).port == number] or [

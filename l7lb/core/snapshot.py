@@ -335,6 +335,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "enabled"
     slot: int = 0
     origin: str = ""  # the configuration's name, where DNS made several servers of one
+    host: str = ""  # the name that was looked up by DNS for its address
     tls: ServerTls | None = None
     ports: dict[str, int] = {}  # by protocol, where it has several; ``address`` has the first of them
 

@@ -174,6 +174,7 @@ def test_a_host_name_becomes_a_server_for_each_address(make_pool: Make, make_sna
     assert node.set_answer("web", "app", Answer("app.internal", ("10.0.0.5", "fd00::1")))
     first = node.effective().pools[0].servers[0]
     assert names(node.effective()) == ["web/app@10.0.0.5", "web/app@fd00::1", "web/web2"]
+    assert [one.host for one in node.effective().pools[0].servers] == ["app.internal", "app.internal", ""]
     assert (first.origin, first.weight, first.max_connections, str(first.address)) == ("app", 2, 5, "10.0.0.5:80")
     assert node.absent == []
 

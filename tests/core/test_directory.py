@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from l7lb.core.directory import Question, named_server
@@ -15,6 +16,7 @@ def server(name: str, host: str, origin: str = "", **ports: int) -> Server:
 APART = [server("mx1", "10.0.0.1", imap4=143, pop3=110), server("mx2", "10.0.0.2", imap4=143, pop3=110)]
 TOGETHER = [server("mx1", "127.0.0.1", imap4=2143, pop3=2110), server("mx2", "127.0.0.1", imap4=3143, pop3=3110)]
 BY_DNS = [server("mx1@10.0.0.1", "10.0.0.1", "mx1", imap4=143), server("mx2@10.0.0.2", "10.0.0.2", "mx2", imap4=143)]
+NAMED = [msgspec.structs.replace(one, host=f"{one.origin}.internal") for one in BY_DNS]
 SIX = [server("mx6", "2001:db8::1", imap4=143)]
 
 
@@ -31,6 +33,9 @@ SIX = [server("mx6", "2001:db8::1", imap4=143)]
         ("127.0.0.1:9", TOGETHER, None),
         ("MX1", BY_DNS, "mx1@10.0.0.1"),
         ("mx1@10.0.0.1", BY_DNS, "mx1@10.0.0.1"),
+        ("mx2.internal", NAMED, "mx2@10.0.0.2"),  # the name that the configuration has, whatever it stands for now
+        ("mx2.internal:143", NAMED, "mx2@10.0.0.2"),
+        ("mx3.internal", NAMED, None),
         ("2001:db8::1", SIX, "mx6"),
         ("[2001:DB8::1]:143", SIX, "mx6"),
         ("", APART, None),
