@@ -166,6 +166,12 @@ def test_what_the_directory_can_t_place_is_refused_for_now(contract: Contract, a
         assert [code // 100 for code, _ in lmtp.deliver(ELSEWHERE, [address], b"")] == [4]
 
 
+def test_explain_agrees(contract: Contract) -> None:
+    found = contract.command("explain", "imap4", "bob@example.com")
+    assert "mx2" in found
+    assert "directory" in found
+
+
 # --- one server a mailbox -----------------------------------------------------------------------------------------
 
 
