@@ -275,16 +275,19 @@ def completion(shell: str) -> None:
 
 
 @cli.command()
-@click.argument("what", type=click.Choice(["web"]), default="web")
-def demo(what: str) -> None:
-    """Show l7lb at work, in half a minute.
+@click.argument("what", type=click.Choice(["web", "mail"]), required=False)
+def demo(what: str | None) -> None:
+    """Show l7lb at work, in half a minute each: with web servers, then with mail servers.
 
-    Starts servers, a node and clients on this machine, explains where requests go, kills a server under load, drains
-    another, changes the rules. Exit 0 where nobody noticed, else 1. Nothing is left behind.
+    Starts servers, a node and clients on this machine, explains where they go, kills a server under load, drains
+    another or moves a mailbox, changes the rules. Exit 0 where nobody noticed, else 1. Nothing is left behind.
     """
     from importlib import import_module
 
-    sys.exit(import_module(f"l7lb.demo.{what}").run())
+    for one in [what] if what else ["web", "mail"]:
+        code = import_module(f"l7lb.demo.{one}").run()
+        if code:
+            sys.exit(code)
 
 
 # --- to see -------------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from l7lb.demo.mailcluster import MailCluster
 from l7lb.demo.mailflow import Flow, Reader
 from l7lb.demo.screen import Screen
 
-READERS = ("alice", "carol", "dave", "erin", "frank")
-RECIPIENTS = tuple(f"{name}@example.com" for name in (*READERS, "bob", "grace", "heidi", "ivan", "judy"))
+READERS = ("alice", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan")
+RECIPIENTS = tuple(f"{name}@example.com" for name in (*READERS, "bob", "judy"))
 BATCH = 40  # messages that are waited for after each event
 SENDER = "sender@elsewhere.example"
 FAILURES = (Unexpected, L7lbError, OSError, EOFError, imaplib.IMAP4.error, poplib.error_proto, SieveError)
@@ -95,8 +95,8 @@ class MailStory:
                 screen.line()
             screen.line(screen.styled(f"  {address}", "1"))
             found: dict[str, Any] = self.cluster.admin.post("explain", protocol="imap4", address=address)
-            for line in found.get("mailbox", []):
-                screen.item(str(line), 4)
+            if found["directory"]:
+                screen.item(f"{', '.join(found['directories'])}: {found['directory']}", 4)
             screen.item(f"{found['outcome']}; {found['why']}", 4, "=> ")
             expected = {"alice@example.com": "mx1", "AL@Example.com": "mx1", "bob+lists@example.com": "mx2"}
             expect(
@@ -204,7 +204,7 @@ class MailStory:
         screen.table(tables.servers(cluster.rows("mail")))
         screen.line()
         for name, server in before.items():
-            expect(server == victim or set(self.readers[name].servers) <= {server, before[name]}, f"{name} was moved")
+            expect(server == victim or self.readers[name].servers[-1] == server, f"{name} was moved too")
         screen.good(f"{', '.join(moved) or 'nobody'} went on at another server; nobody else was moved")
         screen.good(f"bob must be on {victim}, as the directory says: what is for him waits, with a 451 to its sender")
         cluster.start_server(victim)
@@ -221,8 +221,7 @@ class MailStory:
         """What was accepted is stored, once."""
         screen, cluster, flow = self.screen, self.cluster, self.flow
         screen.section("Nothing was lost, nothing doubled")
-        for server in cluster.mail.values():
-            wait_for(lambda: server.queued() == 0, f"{server.name} to deliver what it has queued")  # noqa: B023
+        cluster.until_delivered()
         expect(not flow.refused, f"refused for good: {flow.refused[:3]}")
         faults = [fault for reader in self.readers.values() for fault in reader.faults]
         expect(not faults, f"logins were refused for good: {faults[:3]}")

@@ -120,6 +120,26 @@ class MailCluster(Cluster):
         self.deaths.append((name, int(time.time())))
         return number
 
+    def kill_dovecot(self, name: str) -> None:
+        """Kill a server's Dovecot with -9, and start it again at once; its Postfix lives on."""
+        self.mail[name].kill_dovecot()
+        self.deaths.append((name, int(time.time())))
+
+    def until_delivered(self, seconds: float = 60.0) -> None:
+        """Wait until the Postfixes have delivered all that they have answered for. Raises Unexpected."""
+        flushed = 0.0
+
+        def delivered() -> bool:
+            nonlocal flushed
+            waiting = [server for server in self.mail.values() if server.queued()]
+            if time.monotonic() > flushed + 2.0:
+                flushed = time.monotonic()
+                for server in waiting:
+                    server.flush()
+            return not waiting
+
+        wait_for(delivered, "the Postfixes to deliver what they have queued", seconds)
+
     def overlaps(self) -> list[str]:
         """Where two servers had one mailbox at the same time, by their own logs, in words; it must be empty.
 

@@ -51,25 +51,30 @@ class Flow:
 
     def _run(self, first: int, step: int) -> None:
         number = first
-        while not self._ending.is_set():
-            recipient = self._recipients[number % len(self._recipients)]
-            self._send(recipient, f"message {number}")
-            number += step
+        later: list[tuple[float, str, str]] = []  # what was refused for now: when to try again, recipient, text
+        while not self._ending.is_set() or later:
+            if later and (later[0][0] <= time.monotonic() or self._ending.is_set()):
+                when, recipient, text = later.pop(0)
+                time.sleep(max(0.0, when - time.monotonic()))
+            else:
+                recipient, text = self._recipients[number % len(self._recipients)], f"message {number}"
+                number += step
+            if not self._send(recipient, text):
+                self.retries += 1
+                if len(self.refused) > 10:
+                    return
+                later.append((time.monotonic() + RETRY, recipient, text))
             time.sleep(self._pause)
 
-    def _send(self, recipient: str, text: str) -> None:
-        while True:
-            made = message("sender@elsewhere.example", recipient, text)
-            outcome = self._try(made, recipient)
-            if outcome == "accepted":
-                self.accepted[str(made["Message-ID"])] = recipient
-                return
-            if outcome == "doubtful":
-                self.doubtful.append(str(made["Message-ID"]))
-            self.retries += 1
-            if len(self.refused) > 10 or (self._ending.is_set() and outcome != "doubtful" and self.retries > 1000):
-                return
-            time.sleep(RETRY)
+    def _send(self, recipient: str, text: str) -> bool:
+        """Hand one over; returns whether it got its 250. Each attempt has a Message-ID of its own."""
+        made = message("sender@elsewhere.example", recipient, text)
+        outcome = self._try(made, recipient)
+        if outcome == "accepted":
+            self.accepted[str(made["Message-ID"])] = recipient
+        elif outcome == "doubtful":
+            self.doubtful.append(str(made["Message-ID"]))
+        return outcome == "accepted"
 
     def _try(self, made: EmailMessage, recipient: str) -> str:
         """``accepted``, ``doubtful`` or ``later``."""

@@ -59,6 +59,7 @@ LOGOUT = re.compile(
 DELIVERY = re.compile(r"(?m)^(\d+) lmtp\(([^)]*)\)<\d+><[^>]+>: Info: (?:sieve: )?msgid=(\S*): (?:stored|saved) mail")
 # postfix/lmtp[2323]: B9B0721E097: to=<...>, ..., status=deferred (lost connection with ... while sending end of data
 IN_DOUBT = re.compile(r"/lmtp\[\d+\]: (\w+): .*status=deferred \(.*(?:end of data|end of DATA|DATA content)")
+ACTIVE = re.compile(r"/qmgr\[(\d+)\]: (\w+): from=.*\(queue active\)")
 QUEUED = re.compile(r"/cleanup\[\d+\]: (\w+): message-id=(\S+)")
 
 
@@ -229,10 +230,13 @@ class MailServer:
 
     def start(self) -> None:
         """Start both; `until_listening` waits for them."""
-        # One that was killed leaves its number behind, which may be another process' by now.
-        (self.own / "run" / "master.pid").unlink(missing_ok=True)
+        self._forget()
         for program in self._programs:
             program.start()
+
+    def _forget(self) -> None:
+        # A Dovecot that was killed leaves its number behind, which may be another process' by now.
+        (self.own / "run" / "master.pid").unlink(missing_ok=True)
 
     def until_listening(self) -> None:
         """Wait until every port answers. Raises Unexpected."""
@@ -249,6 +253,13 @@ class MailServer:
         """The number of Dovecot's process; 0 where it doesn't run."""
         process = self._programs[0].process
         return process.pid if process is not None else 0
+
+    def kill_dovecot(self) -> int:
+        """Kill the half that has the mailboxes with -9, and start it again; returns the number of its process."""
+        number = self._programs[0].kill()
+        self._forget()
+        self._programs[0].start()
+        return number
 
     def kill(self) -> int:
         """Kill all of it with -9; returns the number of Dovecot's process."""
@@ -292,12 +303,27 @@ class MailServer:
         return [one for one in found if user in ("", one.user)]
 
     def in_doubt(self) -> set[str]:
-        """The Message-IDs that its Postfix has sent to the end of their data without an answer that told what became
-        of them: it has to send them again, and they may be stored twice (RFC 1047).
+        """The Message-IDs that its Postfix has handed on without learning what became of them: the answer to the end of
+        their data was lost, or Postfix itself was killed meanwhile. It has to send them again, so that they may be
+        stored twice (RFC 1047).
         """
         text = self.relay_log()
-        queue_ids = set(IN_DOUBT.findall(text))
-        return {message_id for queue_id, message_id in QUEUED.findall(text) if queue_id in queue_ids}
+        unsure = set(IN_DOUBT.findall(text))
+        managers: dict[str, set[str]] = {}
+        for manager, queue_id in ACTIVE.findall(text):
+            managers.setdefault(queue_id, set()).add(manager)
+        unsure |= {queue_id for queue_id, seen in managers.items() if len(seen) > 1}
+        return {message_id for queue_id, message_id in QUEUED.findall(text) if queue_id in unsure}
+
+    def flush(self) -> None:
+        """Have Postfix try at once what it has queued."""
+        subprocess.run(
+            [str(find("postqueue")), "-c", str(self.own / "postfix"), "-f"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+        )
 
     def queued(self) -> int:
         """The messages that its Postfix has answered for and not yet handed on."""

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from l7lb.demo import mailservers
+
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(180)]
 
-DEMO = [sys.executable, "-m", "l7lb.cli", "demo"]
+DEMO = [sys.executable, "-m", "l7lb.cli", "demo", "web"]
 
 
 def commands(words: bytes) -> list[int]:
@@ -85,3 +87,13 @@ def test_a_demo_that_is_ended_leaves_no_processes(tmp_path: Path, number: int) -
     if number != signal.SIGKILL:
         assert rest.splitlines()[-1].startswith("interrupted")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(bool(mailservers.missing()), reason=mailservers.missing())
+def test_the_mail_demo_loses_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "l7lb.cli", "demo", "mail"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stderr) == (0, ""), found.stdout
+    assert max(map(len, found.stdout.splitlines())) <= 80
+    assert "lost: 0, doubled: 0" in " ".join(found.stdout.split())
+    assert found.stdout.splitlines()[-1].startswith("  ok all is as it should be")

@@ -51,14 +51,13 @@ def again(cluster: Contract, server: str) -> None:
 def check_store(cluster: Contract, flow: Flow) -> None:
     """What got a 250 is stored once, and in the right store."""
     assert flow.refused == []
-    for name, server in cluster.mail.items():
-        wait_for(lambda: server.queued() == 0, f"{name} to deliver what it has queued", 60)  # noqa: B023
+    cluster.until_delivered()
     unsure = cluster.in_doubt()
     stored = cluster.stored(flow.accepted)
     assert [each for each, places in stored.items() if not places] == []
     assert [each for each, places in stored.items() if len(places) > 1 and each not in unsure] == []
     assert all(set(places) == {flow.accepted[each].partition("@")[0]} for each, places in stored.items())
-    assert len(unsure) <= len(flow.accepted) // 10
+    assert len(unsure) <= len(flow.accepted) // 4  # what this can't judge stays the exception
 
 
 # --- fifty logins -------------------------------------------------------------------------------------------------
@@ -159,9 +158,13 @@ def random_deaths(cluster: Contract, seed: int, messages: int, deaths: int) -> N
         while len(flow.accepted) < messages or len(cluster.deaths) < deaths:
             victim = chance.choice(["mx1", "mx2"])
             time.sleep(chance.uniform(0.0, 1.0))
-            cluster.kill(victim)
-            time.sleep(chance.uniform(0.0, 2.5))  # also so short that no check has seen it
-            again(cluster, victim)
+            if chance.random() < 0.5:
+                cluster.kill_dovecot(victim)  # so short that no check need have seen it
+                cluster.until_listening(victim)
+            else:
+                cluster.kill(victim)
+                time.sleep(chance.uniform(0.0, 2.5))
+                again(cluster, victim)
             assert flow.refused == []
     assert reader.faults == []
     check_store(cluster, flow)
