@@ -222,6 +222,7 @@ class OnStream(Action):
         self.actions = actions
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Recorded:
     """What can tell of itself in an access record: a protocol's request or session."""
 
