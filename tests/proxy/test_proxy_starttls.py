@@ -479,6 +479,8 @@ def test_a_tunnel_that_is_dismissed_hears_a_goodbye_only_between_answers(
 ) -> None:
     from l7lb.proxy import connection
 
+    if not str(connection.__file__).endswith(".py") and not quiet_seconds:
+        pytest.skip("compiled: a constant is in its place and can't be another for a test")
     monkeypatch.setattr(connection, "QUIET_SECONDS", quiet_seconds)
 
     async def scene() -> None:
