@@ -166,7 +166,11 @@ class Group:
         self.process = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()  # it runs, though it is not there in time
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

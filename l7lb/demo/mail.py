@@ -7,16 +7,11 @@ from __future__ import annotations
 import imaplib
 import json
 import poplib
-import signal
 import smtplib
-import tempfile
-import time
 from contextlib import ExitStack, closing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from l7lb import __version__
 from l7lb.control import tables
 from l7lb.core.errors import L7lbError
 from l7lb.demo import mailservers
@@ -25,6 +20,7 @@ from l7lb.demo.mailclients import Imap, Lmtp, Pop, Sieve, SieveError, Smtp, Targ
 from l7lb.demo.mailcluster import MailCluster
 from l7lb.demo.mailflow import Flow, Reader
 from l7lb.demo.screen import Screen
+from l7lb.demo.showing import perform
 
 READERS = ("alice", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan")
 RECIPIENTS = tuple(f"{name}@example.com" for name in (*READERS, "bob", "judy"))
@@ -275,36 +271,17 @@ def end(screen: Screen, cluster: MailCluster) -> None:
     screen.good("SIGTERM: all of l7lb's processes have ended, exit code 0")
 
 
-def interrupted(*_: object) -> None:
-    """A signal ends the demo as ^C does, so that everything is cleaned up."""
-    raise KeyboardInterrupt
-
-
 def run() -> int:
     """The demo; returns the exit code: 0, or 1 where something was not as it should be."""
-    began = time.monotonic()
     screen = Screen()
     if why := mailservers.missing():
         screen.line(f"left out: the mail cluster, for {why}")
         return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupted)
-    screen.line(screen.styled(f"l7lb {__version__}: a mail cluster on this machine, in some 20 seconds", "1"))
-    text = (resources.files("l7lb.demo") / "mail.yaml").read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory(prefix="l7lb-demo-") as directory:
-        try:
-            with closing(MailCluster(text, Path(directory))) as cluster:
-                introduce(screen, cluster)
-                MailStory(screen, cluster).run()
-                end(screen, cluster)
-        except (*FAILURES, smtplib.SMTPException) as error:
-            screen.line()
-            screen.bad(str(error) or type(error).__name__)
-            return 1
-        except KeyboardInterrupt:
-            screen.line()
-            screen.line("interrupted: everything that was started has been ended")
-            return 130
-    screen.line()
-    screen.good(f"all is as it should be ({time.monotonic() - began:.0f} s); nothing was left behind")
-    return 0
+
+    def play(text: str, directory: Path) -> None:
+        with closing(MailCluster(text, directory)) as cluster:
+            introduce(screen, cluster)
+            MailStory(screen, cluster).run()
+            end(screen, cluster)
+
+    return perform(screen, "mail", (*FAILURES, smtplib.SMTPException), play)

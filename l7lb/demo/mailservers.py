@@ -2,7 +2,8 @@
 
 They need root, as Dovecot and Postfix do, and Debian's packages (`missing` says which are not there). Their files are
 in a directory of their own below the system's for temporary files, since their processes run as users that must reach
-it. Each is ended with the process that started it, and leaves nothing.
+it. A cluster that is closed, also by ^C or SIGTERM, ends them all. Where its process is killed, Postfix's masters stay:
+the kernel forgets their leash as they change their effective user.
 """
 
 from __future__ import annotations

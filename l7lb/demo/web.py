@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import signal
-import tempfile
 import time
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from l7lb import __version__
 from l7lb.control import tables
 from l7lb.control.client import AdminError
 from l7lb.core.errors import L7lbError
@@ -23,6 +19,7 @@ from l7lb.demo import secure
 from l7lb.demo.clients import Answer, Browser, Live, Load
 from l7lb.demo.cluster import Cluster, Unexpected, expect, wait_for
 from l7lb.demo.screen import Screen
+from l7lb.demo.showing import perform
 
 SHOP, API = "shop.example.com", "api.example.com"
 USERS = [SHOP] * 12 + [API] * 4
@@ -371,33 +368,14 @@ def introduce(screen: Screen, cluster: Cluster) -> None:
     screen.item(f"serves at {cluster.address}: supervisor {status['supervisor']['pid']}, workers {workers}")
 
 
-def interrupted(*_: object) -> None:
-    """A signal ends the demo as ^C does, so that everything is cleaned up."""
-    raise KeyboardInterrupt
-
-
 def run() -> int:
     """The demo; returns the exit code: 0, or 1 where something was not as it should be."""
-    began = time.monotonic()
     screen = Screen()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupted)
-    screen.line(screen.styled(f"l7lb {__version__}: a web cluster on this machine, in some 20 seconds", "1"))
-    text = (resources.files("l7lb.demo") / "web.yaml").read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory(prefix="l7lb-demo-") as directory:
-        try:
-            secure.make_certificates(Path(directory))
-            with closing(Cluster(text, Path(directory))) as cluster:
-                introduce(screen, cluster)
-                Story(screen, cluster).run()
-        except (Unexpected, L7lbError, OSError, http.client.HTTPException) as error:
-            screen.line()
-            screen.bad(str(error) or type(error).__name__)
-            return 1
-        except KeyboardInterrupt:
-            screen.line()
-            screen.line("interrupted: everything that was started has been ended")
-            return 130
-    screen.line()
-    screen.good(f"all is as it should be ({time.monotonic() - began:.0f} s); nothing was left behind")
-    return 0
+
+    def play(text: str, directory: Path) -> None:
+        secure.make_certificates(directory)
+        with closing(Cluster(text, directory)) as cluster:
+            introduce(screen, cluster)
+            Story(screen, cluster).run()
+
+    return perform(screen, "web", (Unexpected, L7lbError, OSError, http.client.HTTPException), play)
