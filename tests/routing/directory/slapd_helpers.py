@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from node_process import free_port
+
 SLAPD = shutil.which("slapd", path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin")
 SLAPADD = shutil.which("slapadd", path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin")
 BASE = "dc=example,dc=com"
@@ -55,12 +57,6 @@ PEOPLE = (
     + person("twice2", "mail: twice@example.com")
     + person("star*", "mail: star@example.com", "mailHost: mx9")
 )
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Slapd:
