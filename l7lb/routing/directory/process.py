@@ -269,8 +269,10 @@ class DirectoryProcess:
                 self.ending.set()
 
 
-def listen(path: Path) -> socket.socket:
-    """A listening socket at that path, for its owner only, in place of any that is there. Raises OSError."""
+def listen(path: Path) -> tuple[socket.socket, int]:
+    """A listening socket at that path, for its owner only, in place of any that is there; and its file's number, which
+    is looked at before others can see the file and replace it. Raises OSError.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -283,12 +285,13 @@ def listen(path: Path) -> socket.socket:
                 os.umask(before)
         sock.listen(WORKERS)
         sock.setblocking(False)
+        ours = inode(beside)
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         sock.close()
         raise
-    return sock
+    return sock, ours
 
 
 def load_late() -> None:
@@ -306,12 +309,27 @@ def inode(path: Path) -> int:
         return 0
 
 
-async def serve(listening: socket.socket, path: Path, ours: int) -> None:
-    """Run until SIGTERM, or until it's replaced, and the last worker's end."""
+def leave(path: Path, ours: int) -> None:
+    """Remove the socket's file, unless it is a successor's by now."""
+    if inode(path) == ours:
+        path.unlink(missing_ok=True)
+
+
+async def serve(path: Path) -> int:
+    """Run until SIGTERM, or until it's replaced, and the last worker's end; returns the exit status."""
+    ours = 0
     process = DirectoryProcess(replaced=lambda: inode(path) != ours)
+    # First, so that who sees the socket can end this process in good order.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.ending.set)
+    try:
+        listening, ours = listen(path)
+    except OSError as error:
+        log.error("can't listen at %s: %s", path, error.strerror or error)
+        return 1
     gc.freeze()
     await process.run(listening)
+    leave(path, ours)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -323,16 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="l7lb directories: %(message)s", stream=sys.stderr)
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)
-    try:
-        listening = listen(options.socket)
-    except OSError as error:
-        log.error("can't listen at %s: %s", options.socket, error.strerror or error)
-        return 1
-    ours = inode(options.socket)
-    asyncio.run(serve(listening, options.socket, ours))
-    if inode(options.socket) == ours:
-        options.socket.unlink(missing_ok=True)
-    return 0
+    return asyncio.run(serve(options.socket))
 
 
 if __name__ == "__main__":

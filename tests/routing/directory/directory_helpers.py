@@ -61,7 +61,7 @@ def found(server: str = "mx1", mailbox: bytes = b"") -> Result:
 async def serving(path: Path, service: Service | None = None) -> AsyncIterator[DirectoryProcess]:
     """A directory process in this process."""
     process = DirectoryProcess(service)
-    task = asyncio.ensure_future(process.run(listen(path)))
+    task = asyncio.ensure_future(process.run(listen(path)[0]))
     try:
         yield process
     finally:

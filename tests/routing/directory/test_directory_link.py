@@ -19,6 +19,7 @@ from l7lb.core.directory import Answer, Question
 from l7lb.core.snapshot import Directory, HttpSource
 from l7lb.routing.directory import link as link_module
 from l7lb.routing.directory import messages
+from l7lb.routing.directory import process as process_module
 from l7lb.routing.directory.link import DirectoryLink, ask_numbers
 from l7lb.routing.directory.lookup import make_source
 from l7lb.routing.directory.messages import Ask, Frames, Told, Use, frame
@@ -220,6 +221,25 @@ async def test_one_that_was_replaced_ends_by_itself_when_it_is_left(
         assert (await ask(first, b"anna@example.com")).status == "found"
     assert await asyncio.to_thread(old.wait, 20) == 0
     assert socket_path.exists()
+
+
+def test_who_is_replaced_at_once_knows_its_own_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "directory.sock"
+    others = []
+
+    def replace(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        os.replace(source, target)
+        os.rename(target, tmp_path / "old")  # so that the numbers of both files are seen
+        others.append(process_module.listen(path))
+
+    monkeypatch.setattr(process_module.os, "replace", replace)
+    listening, number = process_module.listen(path)
+    (other, others_number), *_ = others
+    assert number == process_module.inode(tmp_path / "old")
+    assert others_number == process_module.inode(path) != number
+    listening.close()
+    other.close()
 
 
 @pytest.mark.asyncio
